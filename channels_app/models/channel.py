@@ -1,0 +1,89 @@
+"""A configured way to deliver: a kind plus its settings (one Feishu bot, one SMTP account)."""
+
+from typing import Any
+
+from django.db import models
+from django.utils.translation import gettext_lazy as _
+
+from mapping.crypto import EncryptedJSONField, EncryptedTextField, new_secret
+from mapping.models import Team
+from mapping.visibility import Status, VisibleQuerySet
+
+
+def new_callback_key() -> str:
+    return new_secret(24)
+
+
+class Channel(models.Model):
+    name = models.CharField(_("alias"), max_length=100)
+    kind = models.CharField(_("kind"), max_length=40)
+    team = models.ForeignKey(
+        Team, verbose_name=_("team"), null=True, blank=True, on_delete=models.PROTECT, related_name="channels",
+        help_text=_("The team that owns it. Empty: only administrators configure it, everybody may use it."),
+    )  # fmt: skip
+    status = models.CharField(_("status"), max_length=10, choices=Status.choices, default=Status.ENABLED)
+    position = models.PositiveSmallIntegerField(
+        _("position"), default=0, help_text=_("Where a person chose only a kind, the first enabled channel of the kind is used.")
+    )
+    settings = EncryptedJSONField(_("settings"), default=dict, blank=True)
+    # None: what the transport says. A list of kinds tried for the same person, at once, when this channel fails.
+    fallback_kinds = models.JSONField(
+        _("fallback kinds"),
+        null=True,
+        blank=True,
+        help_text=_('Tried for the same person when this channel fails, such as ["sms", "email"].'),
+    )
+    fallback_channel = models.ForeignKey(
+        "self", verbose_name=_("fallback channel"), null=True, blank=True, on_delete=models.SET_NULL, related_name="+",
+        help_text=_("For a group: the group channel that takes over when this one fails."),
+    )  # fmt: skip
+    limits = models.JSONField(
+        _("limits"), null=True, blank=True, help_text=_('Own limits instead of the provider\'s: {"per_second": 5, "per_minute": 100}.')
+    )
+    proxy = EncryptedTextField(_("proxy"), blank=True)
+    ca_bundle = models.TextField(_("CA certificates (PEM)"), blank=True)
+    allowed_hosts = models.JSONField(
+        _("allowed private addresses"),
+        default=list,
+        blank=True,
+        help_text=_('host:port pairs in private ranges that this channel may reach, such as ["10.0.0.5:8443"].'),
+    )
+    callback_key = models.CharField(max_length=32, unique=True, default=new_callback_key, editable=False)
+    is_demo = models.CharField(max_length=20, blank=True, editable=False)  # set by `make run`: the channels its variables switch
+    created_at = models.DateTimeField(_("created"), auto_now_add=True)
+    updated_at = models.DateTimeField(_("updated"), auto_now=True)
+
+    objects = VisibleQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("channel")
+        verbose_name_plural = _("channels")
+        ordering = ["kind", "position", "id"]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @classmethod
+    def visible_q(cls, member: Any) -> models.Q:
+        """One's teams' channels. Those that no team owns are shared in use, but only administrators see their settings."""
+        return models.Q(team__in=member.team_ids())
+
+    @classmethod
+    def changeable_q(cls, member: Any) -> models.Q:
+        return models.Q(team__in=member.team_ids())
+
+    @classmethod
+    def usable_q(cls, member: Any) -> models.Q:
+        """Which channels `member` may choose in a layer or send a test to."""
+        return models.Q() if member.is_administrator else models.Q(team__isnull=True) | models.Q(team__in=member.team_ids())
+
+
+class ChannelHealth(models.Model):
+    """The circuit breaker of a channel, kept by the drains; a row of its own so that the configuration row is never written by a machine."""
+
+    channel = models.OneToOneField(Channel, on_delete=models.CASCADE, primary_key=True, related_name="health")
+    failures = models.PositiveIntegerField(default=0)  # in a row
+    open_until = models.DateTimeField(null=True)  # until then pages take the fallback; then one probe
+    last_error = models.CharField(max_length=500, blank=True)
+    last_error_at = models.DateTimeField(null=True)
+    last_success_at = models.DateTimeField(null=True)

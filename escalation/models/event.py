@@ -1,0 +1,33 @@
+"""One message accepted from a source. The payload is immutable; intake writes the outcome once."""
+
+from django.db import models
+
+from escalation.models.integration import Integration
+
+
+class Event(models.Model):
+    class Outcome(models.TextChoices):
+        CREATED = "created", "opened an alert"
+        MERGED = "merged", "merged into an open alert"
+        DUPLICATE = "duplicate", "identical to the alert's last event"
+        RECOVERED = "recovered", "recovered its alert"
+        NOTHING = "nothing", "nothing to recover"
+        FAILED = "failed", "could not be processed"
+
+    integration = models.ForeignKey(Integration, on_delete=models.PROTECT, related_name="events")
+    received_at = models.DateTimeField()
+    alert_key = models.CharField(max_length=255)
+    status = models.CharField(max_length=10)  # Critical | Warning | Info | Ok
+    payload = models.JSONField()  # normalised: title_rule, description, labels, images, links
+    raw = models.BinaryField(null=True)  # as received, for events that came alone
+    outcome = models.CharField(max_length=12, choices=Outcome.choices, null=True)  # noqa: DJ001  NULL = due
+    outcome_detail = models.CharField(max_length=300, blank=True)
+    alert = models.ForeignKey("escalation.Alert", null=True, on_delete=models.SET_NULL, related_name="events")
+    processed_at = models.DateTimeField(null=True)
+
+    class Meta:
+        indexes = [
+            models.Index(fields=["id"], name="event_due", condition=models.Q(outcome__isnull=True)),
+            models.Index(fields=["integration", "received_at"], name="event_received"),
+            models.Index(fields=["alert"], name="event_alert", condition=models.Q(alert__isnull=False)),
+        ]

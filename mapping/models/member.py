@@ -1,0 +1,119 @@
+"""A person: the user model. Signs in with an e-mail address."""
+
+import zoneinfo
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
+from django.core.exceptions import ValidationError
+from django.db import models
+from django.db.models.functions import Lower
+from django.utils.translation import gettext_lazy as _
+
+from mapping.visibility import Role, VisibleQuerySet
+
+
+def check_time_zone(value: str) -> None:
+    if value not in zoneinfo.available_timezones():
+        raise ValidationError(
+            _("%(value)s is not an IANA time zone. Write one such as Asia/Shanghai or Europe/Berlin."), params={"value": value}
+        )
+
+
+class MemberManager(BaseUserManager.from_queryset(VisibleQuerySet)):  # type: ignore[misc]
+    def create_user(self, email: str, name: str = "", password: str | None = None, **fields: Any) -> "Member":
+        """A new member; without a password they cannot sign in with one."""
+        member = self.model(email=self.normalize_email(email).strip(), name=name or email.split("@")[0], **fields)
+        member.set_password(password)
+        member.save(using=self._db)
+        return member
+
+    def create_superuser(self, email: str, password: str | None = None, **fields: Any) -> "Member":
+        return self.create_user(email, password=password, role=Role.ADMINISTRATOR, **fields)
+
+    def get_by_natural_key(self, username: str) -> "Member":
+        return self.get(email__iexact=username.strip())
+
+
+class Member(AbstractBaseUser):
+    email = models.EmailField(
+        _("e-mail"), unique=True, help_text=_("Used to sign in. To be paged by e-mail, the address must be verified as a contact point.")
+    )
+    name = models.CharField(_("name"), max_length=100)
+    time_zone = models.CharField(_("time zone"), max_length=64, default="UTC", validators=[check_time_zone])
+    language = models.CharField(_("language"), max_length=10, choices=settings.LANGUAGES, default=settings.LANGUAGE_CODE)
+    role = models.CharField(_("role"), max_length=20, choices=Role.choices, default=Role.MEMBER)
+    supervisor = models.ForeignKey(
+        "self", verbose_name=_("supervisor"), null=True, blank=True, on_delete=models.SET_NULL, related_name="supervises",
+        help_text=_("A rule can say: the supervisor of whoever was told before."),
+    )  # fmt: skip
+    ref_id = models.CharField(_("external id"), max_length=191, blank=True, db_index=True)
+    is_active = models.BooleanField(_("active"), default=True, help_text=_("Switch off instead of deleting: history stays, pages stop."))
+    may_use_sandbox = models.BooleanField(
+        _("may use the sandbox"), default=False, help_text=_("The sandbox shows messages of other people and presses keys as them.")
+    )
+    created_at = models.DateTimeField(_("created"), auto_now_add=True)
+    updated_at = models.DateTimeField(_("updated"), auto_now=True)
+
+    objects = MemberManager()
+    USERNAME_FIELD = EMAIL_FIELD = "email"
+    REQUIRED_FIELDS = ["name"]
+
+    class Meta:
+        verbose_name = _("member")
+        verbose_name_plural = _("members")
+        ordering = ["name", "id"]
+        constraints = [
+            models.UniqueConstraint(Lower("email"), name="member_email_ci", violation_error_message=_("A member with this e-mail exists."))
+        ]
+
+    def __str__(self) -> str:
+        return self.name or self.email
+
+    def clean(self) -> None:
+        super().clean()
+        seen, boss = {self.pk}, self.supervisor
+        while self.pk and boss is not None:
+            if boss.pk in seen:
+                raise ValidationError(
+                    {"supervisor": _("This closes a circle of supervisors: choose somebody who does not report to this member.")}
+                )
+            seen.add(boss.pk)
+            boss = boss.supervisor
+
+    @property
+    def is_administrator(self) -> bool:
+        return self.is_active and self.role == Role.ADMINISTRATOR
+
+    # What django.contrib.admin asks of a user model. What each role may do is decided by visibility, not by permission rows.
+    @property
+    def is_staff(self) -> bool:
+        return self.is_active
+
+    @property
+    def is_superuser(self) -> bool:
+        return self.is_administrator
+
+    def has_perm(self, perm: str, obj: Any = None) -> bool:
+        return self.is_administrator
+
+    def has_perms(self, perms: list[str], obj: Any = None) -> bool:
+        return self.is_administrator
+
+    def has_module_perms(self, app_label: str) -> bool:
+        return self.is_active
+
+    def team_ids(self) -> list[int]:
+        """Ids of this member's teams, looked up once per instance."""
+        if not hasattr(self, "_team_ids"):
+            self._team_ids = list(self.teams.exclude(status="deleted").values_list("id", flat=True))
+        return self._team_ids
+
+    @classmethod
+    def visible_q(cls, member: "Member") -> models.Q:
+        """Everybody sees who works here; their addresses are another matter (ContactPoint)."""
+        return models.Q()
+
+    @classmethod
+    def changeable_q(cls, member: "Member") -> models.Q:
+        return models.Q(teams__in=member.team_ids()) & ~models.Q(role=Role.ADMINISTRATOR)
