@@ -220,7 +220,7 @@ def repage(state: State, now: datetime) -> State:
 
 
 def pause(state: State, until: datetime) -> State:
-    """The incident was snoozed: look again when that ends (a longer snooze is noticed then)."""
+    """The incident was snoozed: look again when that ends (a longer snooze is noticed then). A run that has ended stays so: start its layer again at the wake."""
     return replace(state, due=until) if state.due is not None else state
 
 
@@ -246,8 +246,6 @@ def future(
     limit: int = 50,
 ) -> list[Planned]:
     """What will happen at which instant if nobody reacts, oldest first, by running `step` forward."""
-    if facts.progress == "Processing" and facts.snoozed_until is not None and now < facts.snoozed_until:
-        state = pause(state, facts.snoozed_until)
     planned: list[Planned] = []
     while state.due is not None and state.due <= now + horizon and len(planned) < limit:
         at = max(state.due, now)
