@@ -74,7 +74,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Where a run stands: the columns of its row."""
+    """Where a run stands: what its row stores."""
 
     layer: int  # DELAY (-1) while the delay window runs and nothing was paged
     t0: datetime  # start of the layer, or of the delay window
@@ -82,6 +82,29 @@ class State:
     due: datetime | None  # when to look again (Run.next_at); None = the run is over
     why: Why = "first"  # why the layer's first page goes out
     repage_at: datetime | None = None  # since when an extra page to the current layer is wanted (the severity rose)
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any], due: datetime | None) -> State:
+        """The inverse of `to_json`; `due` has a column of its own, since the engine finds the row by it."""
+        repage_at = body["repage_at"]
+        return cls(
+            body["layer"],
+            datetime.fromisoformat(body["t0"]),
+            body["sent"],
+            due,
+            body["why"],
+            datetime.fromisoformat(repage_at) if repage_at else None,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """All but `due`."""
+        return {
+            "layer": self.layer,
+            "t0": self.t0.isoformat(),
+            "sent": self.sent,
+            "why": self.why,
+            "repage_at": self.repage_at.isoformat() if self.repage_at else None,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +154,9 @@ class Planned:
     page: Page | None
 
 
-def catch_all_rule(levels: int = 1) -> Rule:
-    """The rule that a catch-all follows: one page and a loop every ten minutes, six times; `levels` = 2: the workspace's, then the installation's."""
-    layer = Layer(escalate_window=70 * 60.0, notify_step=10 * 60.0, max_times=6)
-    return Rule(0.0, (layer,) * levels)
+def catch_all_rule() -> Rule:
+    """The rule that a catch-all follows: one page and a loop every ten minutes, six times."""
+    return Rule(0.0, (Layer(escalate_window=0.0, notify_step=10 * 60.0, max_times=6),))
 
 
 def begin(rule: Rule, now: datetime, why: Why = "first") -> State:

@@ -364,8 +364,6 @@ def test_catch_all() -> None:
     desk = play(plan.catch_all_rule(), 10_000)
     assert [p[0] for p in desk.pages] == [0, 600, 1200, 1800, 2400, 3000, 3600]
     assert desk.ends == [(4200, "exhausted")]
-    desk = play(plan.catch_all_rule(2), 10_000, unreachable=frozenset({0}))
-    assert told(desk)[:2] == ["0 L1 unreachable", "600 L1 loop1"] and len(desk.pages) == 7
 
 
 @pytest.mark.parametrize(
@@ -387,6 +385,11 @@ def test_the_event_a_page_is_told_as(page: Page, event: str) -> None:
 
 
 # ---------------------------------------------------------------- JSON
+
+
+def test_a_state_survives_its_row() -> None:
+    for state in (plan.begin(TWO, ZERO), State(1, at(0.000001), 3, None, "manual", at(0.5))):
+        assert State.from_json(json.loads(json.dumps(state.to_json())), state.due) == state
 
 
 def test_wire_units() -> None:
