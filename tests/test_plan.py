@@ -183,7 +183,8 @@ def test_acknowledged_stops_and_says_so() -> None:
 @pytest.mark.parametrize("moment", [0, 59, 60, 299, 300, 500])
 def test_closed_stops_everything(moment: int) -> None:
     forced = rule(Layer(300, True, 60, 2), Layer(600, True, 120, 1))
-    desk = play(forced, 3000, **{f"t{moment}": "close"})
+    acts: dict[str, Any] = {f"t{moment}": "close"}
+    desk = play(forced, 3000, **acts)
     assert all(p[0] < moment for p in desk.pages)
     assert [reason for _, reason in desk.ends] == ["closed"]
 
