@@ -1,0 +1,227 @@
+"""默认文案：中文。每个事件一组文本（标题、纯文本、Markdown、邮件、语音）。"""
+
+from typing import Final
+
+from templates_app.defaults.layout import BAR, button, cell, field, fields, mail
+
+_SUBJECT = "[#{{ num }}] {{ title }}"
+
+_PAGE_PLAIN = """\
+{{ fire_reason() }} #{{ num }} {{ title }}
+级别：{{ severity_name(severity) }}{% if workspace.name %}，空间：{{ workspace.name }}{% endif %}
+
+触发时间：{{ date(start_time) }}（{{ ago(start_time) }}）
+{% if alert_count > 1 %}
+关联告警：{{ alert_count }} 条
+{% endif %}
+{% if join_alert_labels("resource") %}
+对象：{{ join_alert_labels("resource")|truncate(120) }}
+{% endif %}
+{% if description %}
+{{ description|truncate(200) }}
+{% endif %}
+{% if ack_url() %}
+认领：{{ ack_url()|url }}
+{% endif %}
+"""
+
+_PAGE_MARKDOWN = """\
+{{ bold(fire_reason()) }} #{{ num }} {{ bold(title) }}
+{% if workspace.name %}
+空间：{{ workspace.name }}
+{% endif %}
+级别：{{ color_severity(severity) }}
+触发时间：{{ date(start_time) }}（{{ ago(start_time) }}）
+{% if alert_count > 1 %}
+关联告警：{{ alert_count }} 条
+{% endif %}
+{% if join_alert_labels("resource") %}
+对象：{{ join_alert_labels("resource")|truncate(200) }}
+{% endif %}
+{% if responders %}
+负责人：{{ responders|map(attribute="name")|join("、")|truncate(200) }}
+{% endif %}
+{% if description %}
+{{ description|truncate(600) }}
+{% endif %}
+{% for link_ in links %}
+{{ link(link_.title, link_.url) }}
+{% endfor %}
+{{ link("详情", detail_url) }}{% if ack_url() %} | {{ link("认领", ack_url()) }}{% endif %}
+
+"""
+
+_PAGE_VOICE = """\
+{% if event == "escalated" %}故障已升级到您。{% elif event == "refire" %}故障仍待处理。{% else %}您有新的故障。{% endif %}
+{{ severity_name(severity) }}级别，{{ title|truncate(80, "") }}{% if workspace.name %}，{{ workspace.name|truncate(30, "") }}空间{% endif %}{% if alert_count > 1 %}，共 {{ alert_count }} 条告警{% endif %}。
+"""
+
+_HEADLINE = cell(
+    '<div class="dim" style="color:#5f6368;font-size:13px">{{ fire_reason() }} #{{ num }}</div>'
+    '<div style="font-size:20px;line-height:28px;font-weight:600;word-break:break-word">{{ title }}</div>',
+    "padding:20px 24px 4px",
+)
+_DESCRIPTION = (
+    "{% if description %}\n"
+    + cell('<div style="white-space:pre-wrap;word-break:break-word">{{ description|truncate(2000) }}</div>')
+    + "{% endif %}\n"
+)
+_COMMON = (
+    field("级别", "{{ color_severity(severity) }}"),
+    field("空间", "{{ workspace.name }}", "workspace.name"),
+    field("触发时间", "{{ date(start_time) }}（{{ ago(start_time) }}）"),
+    field("关联告警", "{{ alert_count }} 条", "alert_count > 1"),
+    field("对象", '{{ join_alert_labels("resource")|truncate(300) }}', 'join_alert_labels("resource")'),
+    field("负责人", '{{ responders|map(attribute="name")|join("、") }}', "responders"),
+)
+_LABELS = """\
+{% if labels %}
+<tr><td style="padding:8px 24px"><table role="presentation" cellpadding="0" cellspacing="0">
+{% for key, value in labels.items() %}
+<tr><td class="dim" style="padding:2px 12px 2px 0;color:#5f6368;font-size:13px;vertical-align:top">{{ key }}</td><td class="ink" style="padding:2px 0;color:#202124;font-size:13px;word-break:break-all">{{ value|truncate(300) }}</td></tr>
+{% endfor %}
+</table></td></tr>
+{% endif %}
+"""
+_ALERTS = (
+    "{% if alerts|length > 1 %}\n"
+    + cell(
+        '<ul style="margin:0;padding-left:20px">\n{% for alert in alerts %}\n<li>{{ color_severity(alert.status) }} {{ alert.title|truncate(160) }}</li>\n{% endfor %}\n'
+        "{% if alerts_left_out %}\n<li>另有 {{ alerts_left_out }} 条</li>\n{% endif %}\n</ul>"
+    )
+    + "{% endif %}\n"
+)
+_LINKS = "{% if links %}\n" + cell("{% for item in links %}{{ link(item.title, item.url) }} &nbsp; {% endfor %}") + "{% endif %}\n"
+_FOOT = cell("{% if possible_repeat %}本邮件可能重复发送。{% endif %}时间按您的时区显示。", "padding:4px 24px 20px", "dim")
+
+_PAGE_HTML = mail(
+    "zh-Hans",
+    BAR
+    + _HEADLINE
+    + fields(*_COMMON)
+    + _DESCRIPTION
+    + cell(button("立即认领", "ack_url()", True) + button("查看详情", "(actions_url or detail_url)", False), "padding:12px 24px")
+    + _ALERTS
+    + _LABELS
+    + _LINKS
+    + _FOOT,
+)
+
+_NOTICE_PLAIN = """\
+{{ fire_reason() }} #{{ num }} {{ title }}
+{% if event == "closed" %}
+{% if closer %}{{ closer.name }} 关闭{% elif status == "Ok" %}告警已恢复，自动关闭{% else %}自动关闭{% endif %}，{{ date(close_time) }}，持续 {{ duration(close_time - start_time) }}
+{% else %}
+{% if acknowledger %}{{ acknowledger.name }} {% endif %}已认领{% if ack_time %}，{{ date(ack_time) }}{% endif %}
+
+{% endif %}
+{% if detail_url %}
+{{ detail_url|url }}
+{% endif %}
+"""
+
+_NOTICE_MARKDOWN = """\
+{{ bold(fire_reason()) }} #{{ num }} {{ bold(title) }}
+级别：{{ color_severity(severity) }}
+{% if event == "closed" %}
+{% if closer %}{{ closer.name }} 关闭{% elif status == "Ok" %}告警已恢复，自动关闭{% else %}自动关闭{% endif %}，{{ date(close_time) }}，持续 {{ duration(close_time - start_time) }}
+{% if resolution %}
+处理结果：{{ resolution|truncate(300) }}
+{% endif %}
+{% else %}
+{% if acknowledger %}{{ acknowledger.name }} {% endif %}已认领{% if ack_time %}，{{ date(ack_time) }}{% endif %}
+
+{% endif %}
+{{ link("详情", detail_url) }}
+"""
+
+_NOTICE_HTML = mail(
+    "zh-Hans",
+    BAR
+    + _HEADLINE
+    + fields(
+        *_COMMON,
+        field("认领", "{{ acknowledger.name }} {{ date(ack_time) }}", "ack_time"),
+        field("关闭", "{{ closer.name or '自动' }} {{ date(close_time) }}", "close_time"),
+        field("持续", "{{ duration(close_time - start_time) }}", "close_time"),
+        field("处理结果", "{{ resolution|truncate(600) }}", "resolution"),
+    )
+    + cell(button("查看详情", "(actions_url or detail_url)", True), "padding:12px 24px 20px"),
+)
+
+_NOTICE_VOICE = """\
+故障{% if event == "closed" %}已关闭{% else %}已认领{% endif %}，{{ title|truncate(80, "") }}。
+"""
+
+_PAGE: Final = {"subject": _SUBJECT, "plain": _PAGE_PLAIN, "markdown": _PAGE_MARKDOWN, "html": _PAGE_HTML, "voice": _PAGE_VOICE}
+_NOTICE: Final = {"subject": _SUBJECT, "plain": _NOTICE_PLAIN, "markdown": _NOTICE_MARKDOWN, "html": _NOTICE_HTML, "voice": _NOTICE_VOICE}
+
+_BUNDLE: Final = {
+    "subject": "{{ incidents|length }} 个故障待处理",
+    "plain": """\
+{{ incidents|length }} 个故障待处理
+{% for i in incidents %}
+#{{ i.num }} {{ severity_name(i.severity) }} {{ i.title }}{% if i.possible_repeat %}（可能重复）{% endif %} {{ i.url|url }}
+{% endfor %}
+{% if left %}
+另有 {{ left }} 个，随后发送
+{% endif %}
+""",
+    "markdown": """\
+{{ bold(incidents|length ~ " 个故障待处理") }}
+{% for i in incidents %}
+{{ color_severity(i.severity) }} #{{ link(i.num, i.url) }} {{ i.title }}{% if i.possible_repeat %}（可能重复）{% endif %}
+
+{% endfor %}
+{% if left %}
+另有 {{ left }} 个，随后发送
+{% endif %}
+""",
+    "html": mail(
+        "zh-Hans",
+        cell("{{ incidents|length }} 个故障待处理", "padding:20px 24px 4px;font-weight:600")
+        + cell(
+            "\n{% for i in incidents %}\n<div style=\"padding:4px 0\">{{ link('#' ~ i.num, i.url) }} {{ color_severity(i.severity) }} {{ i.title }}"
+            "{% if i.possible_repeat %}（可能重复）{% endif %}</div>\n{% endfor %}\n"
+        )
+        + cell("{% if left %}另有 {{ left }} 个，随后发送{% endif %}", "padding:4px 24px 20px", "dim"),
+    ),
+    "voice": "您有 {{ incidents|length + left }} 个故障待处理。{% if incidents %}最严重的是：{{ incidents[0].title|truncate(80, '') }}。{% endif %}",
+}
+
+_CODE: Final = {
+    "subject": "Flashduty 验证码",
+    "plain": "Flashduty 验证码：{{ code }}，{{ minutes }} 分钟内有效。请勿告诉他人。",
+    "markdown": "Flashduty #验证码 {{ bold(code) }}，{{ minutes }} 分钟内有效。请勿告诉他人。",
+    "html": mail(
+        "zh-Hans",
+        cell("您的验证码", "padding:20px 24px 4px")
+        + cell('<span style="font-size:28px;letter-spacing:4px;font-weight:600">{{ code }}</span>', "padding:8px 24px")
+        + cell("{{ minutes }} 分钟内有效。请勿告诉他人；如果不是您本人操作，请忽略本邮件。", "padding:4px 24px 20px", "dim"),
+    ),
+    "voice": "您的验证码是 {% for digit in code %}{{ digit }}，{% endfor %}{{ minutes }} 分钟内有效。",
+}
+
+_TEST: Final = {
+    "subject": "Flashduty 测试消息",
+    "plain": "#测试 这是来自 Flashduty 的测试消息。\n渠道：{{ channel_name }}\n发送人：{{ sender_name }}，{{ date(sent_at) }}",
+    "markdown": "Flashduty #测试 {{ bold('这是来自 Flashduty 的测试消息') }}\n渠道：{{ channel_name }}\n发送人：{{ sender_name }}，{{ date(sent_at) }}",
+    "html": mail(
+        "zh-Hans",
+        cell("这是来自 Flashduty 的测试消息", "padding:20px 24px 4px;font-weight:600")
+        + fields(field("渠道", "{{ channel_name }}"), field("发送人", "{{ sender_name }}"), field("时间", "{{ date(sent_at) }}"))
+        + cell("收到本邮件说明渠道可用，无需处理。", "padding:4px 24px 20px", "dim"),
+    ),
+    "voice": "这是来自 Flashduty 的测试电话，无需处理。",
+}
+
+TEXTS: Final[dict[str, dict[str, str]]] = {
+    "triggered": _PAGE,
+    "refire": _PAGE,
+    "escalated": _PAGE,
+    "acknowledged": _NOTICE,
+    "closed": _NOTICE,
+    "bundle": _BUNDLE,
+    "code": _CODE,
+    "test": _TEST,
+}

@@ -1,0 +1,140 @@
+"""Hostile templates: each is over in 100 ms of processor time and 50 MB, in a process that is watched from outside.
+
+A sender thread has no alarm, so nothing but the sandbox's own counting can stop a template. They run one after the other in a fresh
+process: the high-water mark of its memory covers all of them, so it is the strictest reading of "50 MB each".
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+NESTED = "{% for a in range(10000) %}{% for b in range(10000) %}{% for c in range(10000) %}x{% endfor %}{% endfor %}{% endfor %}"
+DOUBLED = "{% set ns = namespace(x='xxxxxxxx') %}{% for i in range(40) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}"
+
+HOSTILE = {
+    "repeat a text": "{{ 'x' * 2000000000 }}",
+    "repeat from the right": "{{ 2000000000 * 'x' }}",
+    "repeat twice": "{{ ('x' * 60000) * 60000 }}",
+    "repeat a list": "{{ [1] * 2000000000 }}",
+    "nested loops": NESTED,
+    "nested loops that write nothing": NESTED.replace("x{% endfor", "{% set y = c %}{% endfor"),
+    "loop over a huge range": "{% for i in range(10 ** 12) %}{% endfor %}",
+    "range of more than a machine word": "{{ range(10 ** 30)|length }}",
+    "loop with a condition that is never true": "{% for a in range(9999) %}{% for b in range(9999) if b < 0 %}{% endfor %}{% endfor %}",
+    "wide body": "{% for i in range(10000) %}" + "{% if i %}{% endif %}" * 400 + "{% endfor %}",
+    "wide body in a block": "{% set x %}{% for i in range(10000) %}" + "a{{ i }}" * 400 + "{% endfor %}{% endset %}{{ x|length }}",
+    "data in a block": "{% set x %}{% for i in range(10000) %}" + "y" * 60000 + "{% endfor %}{% endset %}{{ x|length }}",
+    "data in the output": "{% for i in range(10000) %}" + "y" * 60000 + "{% endfor %}",
+    "power": "{{ 10 ** (10 ** 10) }}",
+    "power of a power": "{% set ns = namespace(n=7) %}{% for i in range(1000) %}{% set ns.n = ns.n * ns.n %}{% endfor %}{{ ns.n }}",
+    "printf width": "{{ '%1000000000d' % 1 }}",
+    "printf star": "{{ '%*d' % (1000000000, 1) }}",
+    "format method": "{{ '{:>1000000000}'.format(1) }}",
+    "format method by another way": "{{ ''|map('format') }}{% set f = '{0.__class__}'.format %}{{ f(title) }}",
+    "center": "{{ 'x'|center(1000000000) }}",
+    "ljust": "{{ 'x'.ljust(1000000000) }}",
+    "zfill": "{{ 'x'.zfill(1000000000) }}",
+    "expandtabs": "{{ '\t'.expandtabs(1000000000) }}",
+    "indent": "{{ ('a\n' * 20000)|indent(60000) }}",
+    "round": "{{ 1|round(1000000000, 'ceil') }}",
+    "batch": "{{ [1]|batch(1000000000, 'x')|list }}",
+    "slice": "{{ [1]|slice(1000000000)|list }}",
+    "lipsum": "{{ lipsum(n=1000000) }}",
+    "doubling": DOUBLED,
+    "doubling by plus": DOUBLED.replace("~", "+"),
+    "doubling by join": DOUBLED.replace("ns.x ~ ns.x", "[ns.x, ns.x]|join"),
+    "doubling by replace": DOUBLED.replace("ns.x ~ ns.x", "ns.x|replace('x', 'xx')"),
+    "doubling by replace of nothing": DOUBLED.replace("ns.x ~ ns.x", "ns.x.replace('', ns.x)"),
+    "doubling by a block": "{% set ns = namespace(x='xxxxxxxx') %}{% for i in range(40) %}{% set y %}{{ ns.x }}{{ ns.x }}{% endset %}{% set ns.x = y %}{% endfor %}",
+    "a billion laughs": "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
+    "laughs compared": (
+        "{% set ns = namespace(x=[1], y=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% set ns.y = [ns.y, ns.y] %}"
+        "{% endfor %}{{ ns.x == ns.y }}"
+    ),
+    "laughs as a key": "{% set ns = namespace(x=(1,)) %}{% for i in range(60) %}{% set ns.x = (ns.x, ns.x) %}{% endfor %}{{ {ns.x: 1} }}",
+    "laughs through arguments": (
+        "{% set ns = namespace(x=[1]) %}{% macro m() %}{% set ns.x = varargs %}{% endmacro %}"
+        "{% for i in range(60) %}{{ m(ns.x, ns.x) }}{% endfor %}{{ ns.x }}{{ ns.x == ns.x }}"
+    ),
+    "laughs through a dict": "{% set ns = namespace(x={}) %}{% for i in range(60) %}{% set ns.x = {1: ns.x, 2: ns.x} %}{% endfor %}{{ ns.x|tojson }}",
+    "macro calls itself": "{% macro m() %}{{ m() }}{{ m() }}{% endmacro %}{{ m() }}",
+    "two macros call each other": "{% macro a() %}{{ b() }}{{ b() }}{% endmacro %}{% macro b() %}{{ a() }}{{ a() }}{% endmacro %}{{ a() }}",
+    "macro tree": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(19) }}",
+    "recursive loop": "{% for a in range(100) recursive %}{{ loop(range(100)) }}{% endfor %}",
+    "loops of large comparisons": "{% set a = [1] * 5000 %}{% set b = [1] * 5000 %}{% for i in range(10000) %}{% if a == b %}{% endif %}{% endfor %}",
+    "loops of searches": "{% set a = 'ab' * 30000 %}{% for i in range(10000) %}{% if 'bb' in a %}{% endif %}{% endfor %}",
+    "loops of sorts": "{% set a = range(9000)|reverse|list %}{% for i in range(10000) %}{% set b = a|sort %}{% endfor %}",
+    "loops of capitals": "{% set a = 'x' * 60000 %}{% for i in range(10000) %}{% set b = a|upper %}{% endfor %}",
+    "loops of kept texts": "{% set ns = namespace(l=[]) %}{% for i in range(10000) %}{% set ns.l = ns.l + ['x' * 60000] %}{% endfor %}",
+    "loops of slices": "{% set a = 'x' * 60000 %}{% for i in range(10000) %}{% set b = a[1:] %}{% endfor %}",
+    "loops of splits": "{% set a = 'x ' * 30000 %}{% for i in range(10000) %}{% set b = a.split() %}{% endfor %}",
+    "loops of dates": "{% for i in range(10000) %}{{ date(start_time + i, '%Y' * 90) }}{% endfor %}",
+    "date with a width": "{{ date(start_time, '%999999999Y') }}",
+    "json bomb": "{{ json_get('[' * 60000, 'a') }}",
+    "loops of json": "{% set a = '[' ~ '1,' * 20000 ~ '1]' %}{% for i in range(10000) %}{{ json_get(a, '0') }}{% endfor %}",
+    "json path": "{{ json_get('[[1,2],[3,4]]', '#.' * 400) }}",
+    "deep brackets": "{{ " + "(" * 1400 + "1" + ")" * 1400 + " }}",
+    "deep sum": "{{ " + "1+" * 1400 + "1 }}",
+    "deep not": "{{ " + "not " * 2900 + "1 }}",
+    "deep if": "{% if 1 %}" * 400 + "{% endif %}" * 400,
+    "deep loops": "{% for i in range(2) %}" * 30 + "x" + "{% endfor %}" * 30,
+    "too many expressions": "{{ title }}" * 5900,
+    "too long": "x" * 70000,
+    "unclosed comments": "{# " * 20000,
+    "a list of a hundred thousand": "{{ [" + "1," * 30000 + "] }}",
+    "dunder": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "dunder by item": "{{ title['__class__'] }}",
+    "dunder by filter": "{{ [title]|map(attribute='__class__')|list }}",
+    "attr filter": "{{ title|attr('__class__') }}",
+    "globals of a helper": "{{ date.__globals__ }}",
+    "self": "{{ self.__init__.__globals__ }}",
+    "cycler": "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+    "change the context": "{{ labels.update({'a': 1}) }}",
+    "include": "{% include '/etc/passwd' %}",
+    "block calls itself": "{% block a %}{{ self.a() }}{% endblock %}",
+}
+
+DRIVER = """
+import json, resource, sys, threading, time
+from django.conf import settings
+settings.configure(USE_I18N=False)
+from templates_app.render import TemplateFailed, render
+from templates_app.samples import sample
+
+context = sample("en", "many")
+render("{{ title }}", context, fmt="html")
+base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for name, source in json.load(sys.stdin).items():
+    before = time.thread_time()
+    try:
+        outcome, size = "rendered", len(render(source, context, fmt=sys.argv[1]))
+    except TemplateFailed as error:
+        outcome, size = str(error), 0
+    spent = time.thread_time() - before
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base
+    print(json.dumps([name, spent, grown // 1024, size, outcome]), flush=True)
+"""
+
+
+@pytest.mark.parametrize("fmt", ["plain", "html", "feishu", "dingtalk"])
+def test_hostile_templates_are_over_soon_and_small(fmt: str) -> None:
+    assert len(HOSTILE) >= 30
+    run = subprocess.run(
+        [sys.executable, "-c", DRIVER, fmt],
+        input=json.dumps(HOSTILE),
+        capture_output=True,
+        text=True,
+        timeout=90,  # a wall for a machine that is busy with other things; the limit that counts is processor time below
+        cwd=Path(__file__).parent.parent,
+    )
+    assert run.returncode == 0, run.stderr
+    rows = [json.loads(line) for line in run.stdout.splitlines()]
+    assert [row[0] for row in rows] == list(HOSTILE)
+    for name, spent, grown, size, outcome in rows:
+        assert spent < 0.1, f"{name} took {spent * 1000:.0f} ms: {outcome}"
+        assert grown < 50, f"after {name} the process had grown by {grown} MB"
+        assert size <= 262_144, name
+        assert "root:" not in outcome and "uid=" not in outcome
