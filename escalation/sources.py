@@ -314,7 +314,6 @@ def _images(value: Any) -> list[dict[str, str]]:
         if not isinstance(item, Mapping) or not item.get("src") or not isinstance(item["src"], str):
             raise BadEvent(f"images[{index}].src", _("is required: send an http or https address, or an image key"))
         if image := image_of(item["src"], item.get("alt"), item.get("href")):
-            by_alt.pop(image.get("alt", ""), None)
             by_alt[image.get("alt", "")] = image
     return list(by_alt.values())[:MAX_IMAGES]
 

@@ -157,6 +157,13 @@ def test_what_is_too_long_is_cut():
     assert standard(images=[{"src": "https://i/" + "x" * 300}]).images == []
 
 
+def test_the_first_of_two_stays():
+    assert standard(labels={"k" * 128 + "1": "a", "k" * 128 + "2": "b"}).labels == {"k" * 128: "a"}
+    alert = {"status": "firing", "generatorURL": "https://p/", "annotations": {"runbook": "https://p/", "wiki": "https://w/"}}
+    (event,) = parse("prometheus", {"alerts": [alert], "externalURL": "https://w/"}, {})
+    assert event.links == [{"href": "https://p/", "title": "Source"}, {"href": "https://w/", "title": "wiki"}]
+
+
 def test_long_keys_stay_different():
     assert key_of("k" * 255) == "k" * 255
     first, second = key_of("k" * 300 + "1"), key_of("k" * 300 + "2")
