@@ -206,6 +206,9 @@ PHONENUMBER_DEFAULT_FORMAT = PHONENUMBER_DB_FORMAT = "E164"
 
 CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
 
+# Each web process gives an integration its share of the rate limit; told by whoever starts them.
+WEB_PROCESSES = int(env("FLASHDUTY_WEB_PROCESSES", "1"))
+
 # E-mail as channels use it has its own settings per channel; this is for nothing else.
 EMAIL_TIMEOUT = 8
 

@@ -3,6 +3,11 @@
 from django.contrib import admin
 from django.urls import path
 
+from flashduty.api import ingest
+from flashduty.api.envelope import route
+
 urlpatterns = [
     path("admin/", admin.site.urls),
+    route("event/push/alert/standard", ingest.Push.as_view(), "push_standard"),
+    route("event/push/alert/prometheus", ingest.PushPrometheus.as_view(), "push_prometheus"),
 ]

@@ -12,6 +12,7 @@ class Event(models.Model):
         DUPLICATE = "duplicate", "identical to the alert's last event"
         RECOVERED = "recovered", "recovered its alert"
         NOTHING = "nothing", "nothing to recover"
+        DROPPED = "dropped", "not taken"  # outcome_detail says why: its workspace is disabled
         FAILED = "failed", "could not be processed"
 
     integration = models.ForeignKey(Integration, on_delete=models.PROTECT, related_name="events")

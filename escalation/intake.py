@@ -1,0 +1,686 @@
+"""From accepted events to alerts and incidents. `accept` makes an event durable; `run_once` takes what is due, in the order of our answers.
+
+Intake is single-flight in the installation, by an advisory lock inside the batch's own transaction: two workers with SKIP LOCKED put
+2,100 of 10,000 events behind a later event of their own key, and a recovery before its trigger is an incident that never closes.
+
+A batch is read in a few statements, played through in memory in order, and written in a few statements; no statement per event. An
+event that breaks a batch is found by halving it, gets the reason as its outcome, and the rest goes on. What a batch decided about an
+incident is decided under that incident's lock, so nobody's acknowledgement or close is overwritten.
+"""
+
+import json
+import logging
+import secrets
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.db import Error, InterfaceError, OperationalError, connection, transaction
+from django.utils.translation import gettext as _
+from psycopg.errors import LockNotAvailable
+
+from escalation import lifecycle
+from escalation.ids import num
+from escalation.lifecycle import RANK
+from escalation.models import Event
+from escalation.sources import Parsed, resolve_title
+from mapping.clock import wake
+from mapping.visibility import Status
+
+log = logging.getLogger(__name__)
+
+LOCK = 0x1A7A8E  # pg_try_advisory_xact_lock's number for intake
+OK = "Ok"
+# A row is durable at most so long after its id was drawn: the longest statement of a web process (10 s) and some room.
+SETTLED = timedelta(seconds=15)
+FULL_SCAN = timedelta(seconds=60)
+LOCK_WAIT_MS = 200
+SMALLEST_BATCH = 50  # events handled whatever the budget says, so that a slow machine gets on
+
+Outcome = Event.Outcome
+
+
+# --- Accepting -------------------------------------------------------------------------------------------------------------
+
+_INSERT = """
+    INSERT INTO escalation_event (integration_id, received_at, alert_key, status, payload, raw, outcome_detail)
+    VALUES (%s, COALESCE(%s::timestamptz, statement_timestamp()), %s, %s, %s::jsonb, %s, '')"""
+_INSERT_MANY = """
+    INSERT INTO escalation_event (integration_id, received_at, alert_key, status, payload, outcome_detail)
+    SELECT %s, COALESCE(%s::timestamptz, statement_timestamp()), x.key, x.status, x.payload::jsonb, ''
+    FROM unnest(%s::text[], %s::text[], %s::text[]) WITH ORDINALITY AS x(key, status, payload, at) ORDER BY x.at"""
+
+
+def accept(integration_id: int, parsed: Sequence[Parsed], raw: bytes | None = None, now: datetime | None = None) -> list[str]:
+    """Writes these events in one statement, durable when it returns; their alert keys in order, made up where there was none.
+
+    `raw` is the body as received, kept for an event that came alone. `now` None: the database's clock, without asking it first.
+    """
+    keys = [event.alert_key or secrets.token_hex(16) for event in parsed]
+    payloads = [
+        json.dumps(
+            {"title_rule": e.title_rule, "description": e.description, "labels": e.labels, "images": e.images, "links": e.links},
+            ensure_ascii=False,
+        )
+        for e in parsed
+    ]
+    with connection.cursor() as cursor:
+        if len(parsed) == 1:
+            cursor.execute(_INSERT, [integration_id, now, keys[0], parsed[0].event_status, payloads[0], raw])
+        else:
+            cursor.execute(_INSERT_MANY, [integration_id, now, keys, [e.event_status for e in parsed], payloads])
+    wake("intake")
+    return keys
+
+
+# --- What a batch holds in memory ------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Space:
+    """An integration and what of its workspace matters here."""
+
+    integration_id: int
+    kind: str
+    name: str
+    workspace_id: int
+    enabled: bool
+    stays_open: bool
+    timeout: int
+    counts_updates: bool
+
+    def auto_resolve_at(self, now: datetime) -> datetime | None:
+        return now + timedelta(seconds=self.timeout) if self.timeout else None
+
+
+@dataclass(slots=True)
+class _Incident:
+    id: int | None
+    workspace_id: int
+    title: str
+    description: str
+    severity: str
+    status: str
+    labels: dict[str, str]
+    overrides: list[str]
+    group_key: str
+    start_time: datetime
+    last_time: datetime
+    end_time: datetime | None
+    auto_resolve_at: datetime | None
+    alert_count: int
+    states: Counter[str] = field(default_factory=Counter)  # how many of its alerts are in which status
+    closed: bool = False
+
+
+@dataclass(slots=True)
+class _Alert:
+    id: int | None
+    incident: _Incident | None
+    integration_id: int
+    workspace_id: int
+    alert_key: str
+    title: str
+    description: str
+    severity: str
+    status: str
+    labels: dict[str, str]
+    images: list[dict[str, str]]
+    links: list[dict[str, str]]
+    start_time: datetime
+    last_time: datetime
+    end_time: datetime | None = None
+    is_open: bool = True
+    event_count: int = 1
+
+
+@dataclass(slots=True)
+class _Due:
+    id: int
+    integration_id: int
+    received_at: datetime
+    alert_key: str
+    status: str
+    payload: str
+
+
+def group_key(alert: _Alert) -> str | None:
+    """Which open incident of its workspace a new alert joins: the one with the same key; None: an incident of its own. (The seam of grouping.)"""
+    return None
+
+
+class _Batch:
+    """Plays events through in order. Raises nothing for what an event says; whatever else goes wrong belongs to that event."""
+
+    def __init__(self, now: datetime, spaces: dict[int, _Space]) -> None:
+        self.now = now
+        self.spaces = spaces
+        self.open: dict[tuple[int, str], _Alert] = {}
+        self.groups: dict[tuple[int, str], _Incident] = {}
+        self.alerts: dict[int, _Alert] = {}  # touched, by id(): in the order of first touch
+        self.incidents: dict[int, _Incident] = {}
+        self.outcomes: list[tuple[_Due, str, str, _Alert | None]] = []
+        self.entries: list[tuple[_Incident, str, dict[str, Any]]] = []
+        self.closing: list[_Incident] = []
+        self.drafts: dict[int, _Alert] = {}
+        self.stale: list[int] = []  # open alerts whose incident is gone or closed: they let go of their keys
+        self.locked: set[tuple[int, str]] = set()  # keys whose incident somebody else holds: their events wait for the next pass
+
+    def take(self, event: _Due) -> None:
+        alert = self.open.get((event.integration_id, event.alert_key))
+        if event.status == OK:
+            self._recover(event, alert)
+        elif alert is None:
+            self._create(event)
+        else:
+            self._merge(event, alert)
+
+    def draft(self, event: _Due) -> _Alert:
+        """The alert that this event would open."""
+        space = self.spaces[event.integration_id]
+        said = json.loads(event.payload)
+        parsed = Parsed(event.status, said["title_rule"], event.alert_key, said["description"], said["labels"])
+        return _Alert(
+            id=None,
+            incident=None,
+            integration_id=event.integration_id,
+            workspace_id=space.workspace_id,
+            alert_key=event.alert_key,
+            title=resolve_title(parsed, integration_type=space.kind, integration_name=space.name),
+            description=said["description"],
+            severity=event.status,
+            status=event.status,
+            labels=said["labels"],
+            images=said["images"],
+            links=said["links"],
+            start_time=event.received_at,
+            last_time=event.received_at,
+        )
+
+    def _create(self, event: _Due) -> None:
+        space = self.spaces[event.integration_id]
+        if not space.enabled:
+            return self._end(event, Outcome.DROPPED, None, _("The workspace is disabled."))
+        alert = self.drafts[event.id]
+        group = group_key(alert)
+        incident = self.groups.get((space.workspace_id, group)) if group else None
+        if incident is None or incident.closed:
+            incident = self._open(alert, group or "", space)
+        else:
+            incident.alert_count += 1
+            incident.last_time = event.received_at
+            self._touch_timer(incident, space)
+            self.incidents[id(incident)] = incident
+        alert.incident = incident
+        self._count(incident, None, alert.status)
+        self._raise(incident, alert.severity)
+        self.open[alert.integration_id, alert.alert_key] = self.alerts[id(alert)] = alert
+        self._end(event, Outcome.CREATED, alert)
+
+    def _open(self, alert: _Alert, group: str, space: _Space) -> _Incident:
+        incident = _Incident(
+            id=None,
+            workspace_id=space.workspace_id,
+            title=alert.title,
+            description=alert.description,
+            severity=alert.severity,
+            status=alert.status,
+            labels=alert.labels,
+            overrides=[],
+            group_key=group,
+            start_time=alert.start_time,
+            last_time=alert.last_time,
+            end_time=None,
+            auto_resolve_at=space.auto_resolve_at(self.now),
+            alert_count=1,
+        )
+        self.incidents[id(incident)] = incident
+        if group:
+            self.groups[space.workspace_id, group] = incident
+        self.entries.append((incident, "i_new", {"title": alert.title, "severity": alert.severity}))
+        return incident
+
+    def _merge(self, event: _Due, alert: _Alert) -> None:
+        new = self.drafts[event.id]
+        alert.event_count += 1
+        alert.last_time = event.received_at
+        self.alerts[id(alert)] = alert
+        incident = self._incident(alert)
+        incident.last_time = event.received_at
+        self._touch_timer(incident, self.spaces[event.integration_id])
+        if (alert.status, alert.title, alert.description) == (new.status, new.title, new.description):
+            same = (alert.labels, alert.images, alert.links) == (new.labels, new.images, new.links)
+            if same:
+                return self._end(event, Outcome.DUPLICATE, alert)
+        was = alert.status
+        alert.status, alert.title, alert.description = new.status, new.title, new.description
+        alert.labels, alert.images, alert.links = new.labels, new.images, new.links
+        alert.end_time = None
+        if RANK[new.severity] > RANK[alert.severity]:
+            alert.severity = new.severity
+        self._count(incident, was, alert.status)
+        self._follow(incident, alert)
+        self._raise(incident, alert.severity)
+        self._end(event, Outcome.MERGED, alert)
+
+    def _recover(self, event: _Due, alert: _Alert | None) -> None:
+        if alert is None:
+            return self._end(event, Outcome.NOTHING, None)
+        alert.event_count += 1
+        alert.last_time = event.received_at
+        self.alerts[id(alert)] = alert
+        incident = self._incident(alert)
+        incident.last_time = event.received_at
+        if alert.status == OK:
+            return self._end(event, Outcome.DUPLICATE, alert)
+        was, alert.status, alert.end_time = alert.status, OK, event.received_at
+        alert.labels = json.loads(event.payload)["labels"] | alert.labels  # only adds what was absent
+        self._count(incident, was, OK)
+        self._follow(incident, alert)
+        self._end(event, Outcome.RECOVERED, alert)
+        if incident.status == OK and not self.spaces[event.integration_id].stays_open:
+            incident.closed = True
+            self.closing.append(incident)
+            # Alerts of a closed incident have let go of their keys; lifecycle writes that for those this batch does not know.
+            for key, other in list(self.open.items()) if incident.alert_count > 1 else [((alert.integration_id, alert.alert_key), alert)]:
+                if other.incident is incident:
+                    other.is_open = False
+                    self.alerts[id(other)] = other
+                    del self.open[key]
+
+    def _incident(self, alert: _Alert) -> _Incident:
+        incident = alert.incident
+        if incident is None:
+            raise RuntimeError("an open alert without an incident")  # _load leaves such alerts out
+        self.incidents[id(incident)] = incident
+        return incident
+
+    def _follow(self, incident: _Incident, alert: _Alert) -> None:
+        """An incident of one alert says what the alert says, except where a person said something else."""
+        if incident.alert_count > 1:
+            return
+        if "title" not in incident.overrides:
+            incident.title = alert.title
+        if "description" not in incident.overrides:
+            incident.description = alert.description
+        incident.labels = alert.labels
+
+    def _count(self, incident: _Incident, was: str | None, status: str) -> None:
+        """The incident's status: the most severe of its alerts now; Ok only when all of them are."""
+        if was:
+            incident.states[was] -= 1
+        incident.states[status] += 1
+        incident.status = max((s for s, n in incident.states.items() if n > 0), key=RANK.__getitem__)
+        incident.end_time = incident.last_time if incident.status == OK else None
+
+    def _raise(self, incident: _Incident, severity: str) -> None:
+        if "severity" in incident.overrides or RANK[severity] <= RANK[incident.severity]:
+            return
+        self.entries.append((incident, "i_r_severity", {"from": incident.severity, "to": severity}))
+        incident.severity = severity
+
+    def _touch_timer(self, incident: _Incident, space: _Space) -> None:
+        if space.counts_updates and space.timeout:
+            incident.auto_resolve_at = space.auto_resolve_at(self.now)
+
+    def _end(self, event: _Due, outcome: str, alert: _Alert | None, detail: str = "") -> None:
+        self.outcomes.append((event, outcome, detail, alert))
+
+
+# --- One pass --------------------------------------------------------------------------------------------------------------
+
+
+class _Mark:
+    """Below it nothing is due. It lags: ids are not committed in order, so a row is passed only when it is older than the longest
+    writing transaction (a naive mark hid 5,619 of 46,000 due rows). It spares a poll the dead rows that an old snapshot keeps in
+    the index; a full scan once a minute is for what it could not foresee."""
+
+    def __init__(self) -> None:
+        self.id = 0
+        self._handled: deque[tuple[int, datetime]] = deque()
+        self._scanned: datetime | None = None
+
+    def at(self, now: datetime) -> int:
+        """The id above which to look."""
+        if self._scanned is None or not self._scanned <= now < self._scanned + FULL_SCAN:
+            self._scanned = now
+            return 0
+        while self._handled and self._handled[0][1] < now - SETTLED:
+            self.id = max(self.id, self._handled.popleft()[0])
+        return self.id
+
+    def handled(self, last: _Due) -> None:
+        if not self._handled or self._handled[-1][1] < last.received_at - timedelta(seconds=1):
+            self._handled.append((last.id, last.received_at))
+
+
+_mark = _Mark()
+
+
+def run_once(now: datetime, *, limit: int = 500, budget_ms: float = 50) -> int:
+    """Handles due events in the order they were accepted; how many. 0: nothing is due, or another process is at it.
+
+    Bounded by `limit` and, past some fifty events, by half of `budget_ms` for what is done in memory (writing takes the other half).
+    """
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [LOCK])
+            if not cursor.fetchone()[0]:
+                return 0
+            cursor.execute(
+                """SELECT id, integration_id, received_at, alert_key, status, payload FROM escalation_event
+                   WHERE outcome IS NULL AND id > %s ORDER BY id LIMIT %s""",
+                [_mark.at(now), limit],
+            )
+            due = [_Due(*row) for row in cursor.fetchall()]
+        if not due:
+            return 0
+        this = _Pass(now, time.monotonic() + budget_ms / 2000)
+        _isolate(due, this)
+        _count_events(this.handled)
+    if this.handled and not this.waiting:
+        _mark.handled(this.handled[-1])
+    return len(this.handled)
+
+
+@dataclass(slots=True)
+class _Pass:
+    now: datetime
+    stop_at: float  # time.monotonic()
+    handled: list[_Due] = field(default_factory=list)
+    waiting: bool = False  # events were passed over because their incident is locked
+    out_of_time: bool = False
+
+
+def _isolate(due: list[_Due], this: _Pass) -> None:
+    """Handles `due` in order until time is up; halves what fails until the one bad event is found."""
+    try:
+        with transaction.atomic():
+            done, batch = _handle(due, this)
+    except (OperationalError, InterfaceError):
+        raise  # no connection, a statement that took too long: no event's fault, all of it is tried again
+    except Exception as error:
+        if len(due) == 1:
+            log.exception("event %d could not be processed", due[0].id)
+            _fail(due[0], error, this.now)
+            this.handled.append(due[0])
+            return
+        half = len(due) // 2
+        _isolate(due[:half], this)
+        if not this.out_of_time:
+            _isolate(due[half:], this)
+        return
+    this.handled += [event for event, *_rest in batch.outcomes]
+    this.waiting |= bool(batch.locked)
+    this.out_of_time |= done < len(due)
+
+
+def _fail(event: _Due, error: Exception, now: datetime) -> None:
+    cause = error.__cause__ if isinstance(error, Error) and error.__cause__ else error
+    reason = f"{type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}"
+    Event.objects.filter(pk=event.id, outcome__isnull=True).update(
+        outcome=Outcome.FAILED, outcome_detail=reason.replace("\x00", "")[:300], processed_at=now
+    )
+
+
+def _handle(due: list[_Due], this: _Pass) -> tuple[int, _Batch]:
+    batch = _load(due, this.now)
+    done = 0
+    for event in due:
+        if done >= SMALLEST_BATCH and time.monotonic() > this.stop_at:
+            break
+        if (event.integration_id, event.alert_key) not in batch.locked:
+            batch.take(event)
+        done += 1
+    _write(batch)
+    return done, batch
+
+
+# --- Reading ---------------------------------------------------------------------------------------------------------------
+
+# LIMIT 1 keeps the planner at one index look-up per key, however wrong the statistics of the day are.
+_OPEN_ALERTS = """unnest(%s::bigint[], %s::text[]) AS k(integration_id, alert_key), LATERAL (
+    SELECT * FROM escalation_alert WHERE integration_id = k.integration_id AND alert_key = k.alert_key AND is_open LIMIT 1) a"""
+
+
+def _load(due: list[_Due], now: datetime) -> _Batch:
+    batch = _Batch(now, _spaces({event.integration_id for event in due}))
+    keys = list(dict.fromkeys((event.integration_id, event.alert_key) for event in due))
+    arrays: list[Any] = [[key[0] for key in keys], [key[1] for key in keys]]
+    groups: set[tuple[int, str]] = set()
+    for event in due:
+        if event.status != OK:
+            draft = batch.drafts[event.id] = batch.draft(event)
+            if group := group_key(draft):
+                groups.add((draft.workspace_id, group))
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT a.incident_id FROM {_OPEN_ALERTS} WHERE a.incident_id IS NOT NULL", arrays)
+        ids = {row[0] for row in cursor.fetchall()}
+        if groups:
+            pairs = sorted(groups)
+            cursor.execute(
+                """SELECT i.id FROM escalation_incident i JOIN unnest(%s::bigint[], %s::text[]) AS g(workspace_id, group_key) USING (workspace_id, group_key)
+                   WHERE i.progress IN ('Triggered', 'Processing') AND i.group_key <> ''""",
+                [[pair[0] for pair in pairs], [pair[1] for pair in pairs]],
+            )
+            ids |= {row[0] for row in cursor.fetchall()}
+        if not ids and not groups:
+            return batch
+        incidents, locked = _lock(cursor, ids)
+        # Read only now: before the lock somebody may have closed an incident and so detached its alerts.
+        cursor.execute(
+            f"""SELECT a.id, a.incident_id, a.integration_id, a.workspace_id, a.alert_key, a.title, a.description, a.severity, a.status,
+                       a.labels, a.images, a.links, a.start_time, a.last_time, a.end_time, a.is_open, a.event_count FROM {_OPEN_ALERTS}""",
+            arrays,
+        )
+        rows = cursor.fetchall()
+        if moved := {row[1] for row in rows if row[1]} - ids:  # merged into another incident meanwhile
+            more, more_locked = _lock(cursor, moved)
+            incidents |= more
+            locked |= more_locked
+    for row in rows:
+        if row[1] in locked:
+            batch.locked.add((row[2], row[4]))
+        elif incident := incidents.get(row[1]):
+            batch.open[row[2], row[4]] = _Alert(row[0], incident, *row[2:9], *(json.loads(text) for text in row[9:12]), *row[12:])
+        else:
+            batch.stale.append(row[0])
+    for incident in incidents.values():
+        if incident.group_key:
+            batch.groups[incident.workspace_id, incident.group_key] = incident
+    return batch
+
+
+def _lock(cursor: Any, ids: set[int]) -> tuple[dict[int, _Incident], set[int]]:
+    """Locks these incidents; those that are open, with how many alerts they have in each status, and the ids that others hold.
+
+    A moment's wait is worth it. A longer one is not: one incident that a forgotten session holds must not stop everybody's alerts.
+    """
+    columns = """SELECT id, progress, workspace_id, title, description, severity, status, labels, manual_overrides, group_key, start_time,
+                        last_time, end_time, auto_resolve_at, alert_count FROM escalation_incident WHERE id = ANY(%s) ORDER BY id"""
+    cursor.execute(f"{columns} FOR NO KEY UPDATE SKIP LOCKED", [sorted(ids)])
+    rows = cursor.fetchall()
+    if missing := sorted(ids - {row[0] for row in rows}):
+        try:
+            with transaction.atomic():
+                cursor.execute(f"SET LOCAL lock_timeout = {LOCK_WAIT_MS}")
+                cursor.execute(f"{columns} FOR NO KEY UPDATE", [missing])
+                rows += cursor.fetchall()
+                cursor.execute("SET LOCAL lock_timeout = DEFAULT")
+        except OperationalError as error:
+            if not isinstance(error.__cause__, LockNotAvailable):
+                raise
+            return _incidents(cursor, rows), set(missing)
+    return _incidents(cursor, rows), set()
+
+
+def _incidents(cursor: Any, rows: list[tuple[Any, ...]]) -> dict[int, _Incident]:
+    incidents: dict[int, _Incident] = {}
+    for pk, progress, *texts, labels, overrides, group, start, last, end, auto_resolve_at, alerts in rows:
+        if progress != lifecycle.CLOSED:
+            workspace_id, title, description, severity, status = texts
+            incidents[pk] = _Incident(
+                pk, workspace_id, title, description, severity, status, json.loads(labels), json.loads(overrides), group, start, last, end,
+                auto_resolve_at, alerts,
+            )  # fmt: skip
+    cursor.execute(
+        "SELECT incident_id, status, count(*) FROM escalation_alert WHERE incident_id = ANY(%s) GROUP BY incident_id, status",
+        [list(incidents)],
+    )
+    for incident_id, status, count in cursor.fetchall():
+        incidents[incident_id].states[status] = count
+    return incidents
+
+
+def _spaces(integration_ids: set[int]) -> dict[int, _Space]:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """SELECT i.id, i.kind, i.name, i.workspace_id, w.status, w.disable_auto_close, w.auto_resolve_timeout, w.auto_resolve_mode
+               FROM escalation_integration i JOIN escalation_workspace w ON w.id = i.workspace_id WHERE i.id = ANY(%s)""",
+            [list(integration_ids)],
+        )
+        return {
+            pk: _Space(pk, kind, name, workspace_id, status == Status.ENABLED, stays_open, timeout, mode == "update")
+            for pk, kind, name, workspace_id, status, stays_open, timeout, mode in cursor.fetchall()
+        }
+
+
+# --- Writing ---------------------------------------------------------------------------------------------------------------
+
+_INCIDENT_COLUMNS = """id bigint, num text, workspace_id bigint, title text, description text, severity text, status text, labels jsonb,
+    group_key text, start_time timestamptz, last_time timestamptz, end_time timestamptz, auto_resolve_at timestamptz, alert_count int"""
+_ALERT_COLUMNS = """id bigint, workspace_id bigint, integration_id bigint, incident_id bigint, alert_key text, title text, description text,
+    severity text, status text, labels jsonb, images jsonb, links jsonb, start_time timestamptz, last_time timestamptz,
+    end_time timestamptz, is_open boolean, event_count int"""
+
+_NEW_INCIDENTS = f"""
+    INSERT INTO escalation_incident (id, num, workspace_id, title, description, severity, status, progress, labels, impact, root_cause,
+        resolution, manual_overrides, group_key, start_time, last_time, end_time, closed_by, auto_resolve_at, assigned_type, alert_count,
+        version, created_at, updated_at)
+    SELECT id, num, workspace_id, title, description, severity, status, 'Triggered', labels, '', '', '', '[]', group_key, start_time,
+        last_time, end_time, '', auto_resolve_at, '', alert_count, 0, %(now)s, %(now)s
+    FROM jsonb_to_recordset(%(rows)s::jsonb) AS x({_INCIDENT_COLUMNS})"""
+_OLD_INCIDENTS = f"""
+    UPDATE escalation_incident i SET title = x.title, description = x.description, severity = x.severity, status = x.status,
+        labels = x.labels, last_time = x.last_time, end_time = x.end_time, auto_resolve_at = x.auto_resolve_at,
+        alert_count = x.alert_count, updated_at = %(now)s
+    FROM jsonb_to_recordset(%(rows)s::jsonb) AS x({_INCIDENT_COLUMNS}) WHERE i.id = x.id"""
+_NEW_ALERTS = f"""
+    INSERT INTO escalation_alert (id, workspace_id, integration_id, incident_id, alert_key, title, description, severity, status, labels,
+        images, links, start_time, last_time, end_time, is_open, event_count)
+    SELECT * FROM jsonb_to_recordset(%(rows)s::jsonb) AS x({_ALERT_COLUMNS})"""
+_OLD_ALERTS = f"""
+    UPDATE escalation_alert a SET title = x.title, description = x.description, severity = x.severity, status = x.status,
+        labels = x.labels, images = x.images, links = x.links, last_time = x.last_time, end_time = x.end_time, is_open = x.is_open,
+        event_count = x.event_count
+    FROM jsonb_to_recordset(%(rows)s::jsonb) AS x({_ALERT_COLUMNS}) WHERE a.id = x.id"""
+_ENTRIES = """
+    INSERT INTO escalation_timelineentry (incident_id, type, via, detail, created_at)
+    SELECT x.incident_id, x.type, 'event', x.detail::jsonb, %s
+    FROM unnest(%s::bigint[], %s::text[], %s::text[]) WITH ORDINALITY AS x(incident_id, type, detail, at) ORDER BY x.at"""
+_OUTCOMES = """
+    UPDATE escalation_event e SET outcome = x.outcome, outcome_detail = x.detail, alert_id = x.alert_id, processed_at = %s
+    FROM unnest(%s::bigint[], %s::text[], %s::text[], %s::bigint[]) AS x(id, outcome, detail, alert_id) WHERE e.id = x.id"""
+
+
+def _write(batch: _Batch) -> None:
+    """Incidents before alerts (the order of locks), alerts that let go of a key before those that take it."""
+    new_incidents = [incident for incident in batch.incidents.values() if incident.id is None]
+    new_alerts = [alert for alert in batch.alerts.values() if alert.id is None]
+    old_incidents = sorted((i for i in batch.incidents.values() if i.id is not None), key=lambda i: i.id or 0)
+    old_alerts = sorted((a for a in batch.alerts.values() if a.id is not None), key=lambda a: a.id or 0)
+    with connection.cursor() as cursor:
+        if new_incidents:
+            for incident, pk in zip(new_incidents, lifecycle.take_ids(len(new_incidents)), strict=True):
+                incident.id = pk
+        if new_alerts:
+            cursor.execute(
+                "SELECT nextval(pg_get_serial_sequence('escalation_alert', 'id')) FROM generate_series(1, %s)", [len(new_alerts)]
+            )
+            for alert, (pk,) in zip(new_alerts, cursor.fetchall(), strict=True):
+                alert.id = pk
+        if batch.stale:
+            cursor.execute("UPDATE escalation_alert SET is_open = false, close_time = %s WHERE id = ANY(%s)", [batch.now, batch.stale])
+        for statement, rows in (
+            (_OLD_INCIDENTS, [_incident_row(incident) for incident in old_incidents]),
+            (_NEW_INCIDENTS, [_incident_row(incident) for incident in new_incidents]),
+            (_OLD_ALERTS, [_alert_row(alert) for alert in old_alerts]),
+            (_NEW_ALERTS, [_alert_row(alert) for alert in new_alerts]),
+        ):
+            if rows:
+                cursor.execute(statement, {"rows": json.dumps(rows, ensure_ascii=False, default=datetime.isoformat), "now": batch.now})
+        if batch.entries:
+            ids, kinds, details = zip(
+                *((i.id, kind, json.dumps(detail, ensure_ascii=False)) for i, kind, detail in batch.entries), strict=True
+            )
+            cursor.execute(_ENTRIES, [batch.now, list(ids), list(kinds), list(details)])
+            wake("engine")
+        cursor.execute(
+            _OUTCOMES,
+            [
+                batch.now,
+                [event.id for event, *_rest in batch.outcomes],
+                [str(outcome) for _event, outcome, *_rest in batch.outcomes],
+                [detail[:300] for _event, _outcome, detail, _alert in batch.outcomes],
+                [alert.id if alert else None for *_rest, alert in batch.outcomes],
+            ],
+        )
+    if batch.closing:
+        lifecycle.recover([incident.id for incident in batch.closing if incident.id], batch.now)
+
+
+def _incident_row(i: _Incident) -> dict[str, Any]:
+    return {
+        "id": i.id,
+        "num": num(i.id or 0),
+        "workspace_id": i.workspace_id,
+        "title": i.title,
+        "description": i.description,
+        "severity": i.severity,
+        "status": i.status,
+        "labels": i.labels,
+        "group_key": i.group_key,
+        "start_time": i.start_time,
+        "last_time": i.last_time,
+        "end_time": i.end_time,
+        "auto_resolve_at": i.auto_resolve_at,
+        "alert_count": i.alert_count,
+    }
+
+
+def _alert_row(a: _Alert) -> dict[str, Any]:
+    return {
+        "id": a.id,
+        "workspace_id": a.workspace_id,
+        "integration_id": a.integration_id,
+        "incident_id": a.incident.id if a.incident else None,
+        "alert_key": a.alert_key,
+        "title": a.title,
+        "description": a.description,
+        "severity": a.severity,
+        "status": a.status,
+        "labels": a.labels,
+        "images": a.images,
+        "links": a.links,
+        "start_time": a.start_time,
+        "last_time": a.last_time,
+        "end_time": a.end_time,
+        "is_open": a.is_open,
+        "event_count": a.event_count,
+    }
+
+
+def _count_events(handled: list[_Due]) -> None:
+    """Adds to the integrations' counts, once a batch: a row updated per event takes ingest from 5,382 to 1,172 a second."""
+    counts = Counter(event.integration_id for event in handled)
+    last = {event.integration_id: event.received_at for event in handled}
+    ids = sorted(counts)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """UPDATE escalation_integration i SET event_count = i.event_count + x.n, last_event_at = GREATEST(i.last_event_at, x.at)
+               FROM unnest(%s::bigint[], %s::bigint[], %s::timestamptz[]) AS x(id, n, at) WHERE i.id = x.id""",
+            [ids, [counts[pk] for pk in ids], [last[pk] for pk in ids]],
+        )
