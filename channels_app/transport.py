@@ -1,0 +1,186 @@
+"""What a channel is to the program: the base every transport extends, the values that go in and come out, and the registry.
+
+A new channel is one file in `channels_app/transports/` with one subclass of `Transport`, and one test. What it can do is data (the class
+attributes); how it sends is one verb. Who retries, when and how often is written once, in the outbox, and never here. Abilities that only
+some have are the protocols at the end: the caller asks `isinstance(transport, Receives)` and moves on if not."""
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+from django import forms
+from django.core.exceptions import ImproperlyConfigured
+from django.utils.functional import Promise
+
+from channels_app import transports as package
+from channels_app.http import DeliveryError, Http
+
+__all__ = [
+    "Callback", "Command", "DeliveryError", "Format", "Http", "Limit", "Message", "Reach", "Receipt", "Receives", "Settings", "Suggests", "Transport", "Update",
+    "Updates", "get", "transports",
+]  # fmt: skip
+
+Reach = Literal["member", "phone", "email", "device", "account", "group"]
+Format = str  # which default text it wants: "plain", "html", "voice", "webhook", "feishu", ... (templates_app lists them)
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """The provider takes at most `count` messages in any `seconds` at one address."""
+
+    count: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message as it leaves: rendered already, in the transport's own format. Only plain values; a transport never sees a row."""
+
+    delivery_id: str  # constant over all attempts
+    event: str  # triggered | escalated | refire | acknowledged | closed | code | test
+    severity: str  # Critical | Warning | Info | Ok | ""
+    subject: str
+    text: str
+    sent_at: datetime  # aware UTC: the clock that timestamps and signatures use
+    attempt: int = 1
+    possible_repeat: bool = False  # an earlier attempt ended unknown
+    html: str | None = None
+    title: str = ""
+    url: str = ""  # where to read more; "" where there is nothing to open
+    incident_id: str = ""
+    num: str = ""
+    layer_idx: int | None = None
+    # Every incident the message names: {"id", "title", "severity", "event", "possible_repeat", "url", "num"}.
+    incidents: tuple[Mapping[str, Any], ...] = ()
+    mentions: tuple[str, ...] = ()  # whom to @ in a group, as the platform names them
+    language: str = "en"
+    idempotency_key: str = ""  # the delivery id, for providers that take one
+    context: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The provider took the message: `sent`; or a device or mailbox has it: `delivered`. `message_id` is the provider's, if it gives one."""
+
+    message_id: str = ""
+    state: Literal["sent", "delivered"] = "sent"
+    detail: str = ""  # one line for the log, such as what was cut
+
+
+class Settings(forms.Form):
+    """The settings of one channel of a kind, as a form: the console, the API and `check` all use it. A stored value is what it cleans to."""
+
+
+class Transport:
+    """One kind of delivery. Instances are made per channel and shared by sender threads, so they keep no state of a message."""
+
+    kind: ClassVar[str] = ""
+    label: ClassVar[str | Promise] = ""
+    reach: ClassVar[Reach] = "group"  # what an address of it is; "group": the channel itself, and the address is ""
+    person: ClassVar[bool] = False  # may be chosen to reach a person
+    group: ClassVar[bool] = False  # may be chosen in a layer as a group channel
+    format: ClassVar[Format] = "plain"
+    limits: ClassVar[tuple[Limit, ...]] = ()
+    concurrency: ClassVar[int] = 1  # requests at once to one address; 1 where messages of a chat must keep their order
+    max_bytes: ClassVar[int | None] = None  # of the text, UTF-8; None: no limit of the provider's
+    max_chars: ClassVar[int | None] = None
+    fallback_kinds: ClassVar[tuple[str, ...]] = ()  # tried for the same person when this one fails
+    default_texts: ClassVar[Mapping[str, Any]] = {}  # own texts instead of the format's, keyed as in templates_app
+    demo: ClassVar[bool] = False  # plays inside the product: nothing leaves the house
+    secret: ClassVar[frozenset[str]] = frozenset()  # settings that are write-only in forms and cut from every error
+    Settings: ClassVar[type[Settings]] = Settings
+
+    def __init__(self, settings: Mapping[str, Any], http: Http) -> None:
+        self.settings = settings
+        self.http = http
+        http.hide(str(settings[name]) for name in self.secret if settings.get(name))
+
+    def send(self, message: Message, address: str) -> Receipt:
+        """Hand `message` to the provider for `address`; what is not accepted raises DeliveryError, success is never guessed."""
+        raise NotImplementedError
+
+    @classmethod
+    def check(cls, settings: Mapping[str, Any]) -> dict[str, list[str]]:
+        """What is wrong with `settings`, as sentences per field ("__all__" for the whole); empty when they can be used."""
+        form = cls.Settings(data=settings)
+        return {name: [str(line) for line in lines] for name, lines in form.errors.items()}
+
+
+@functools.cache
+def transports() -> Mapping[str, type[Transport]]:
+    """All kinds: {kind: class}, sorted. Two classes of one kind, or a module that cannot be imported, stop the program."""
+    found: dict[str, type[Transport]] = {}
+    for info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        for item in vars(module).values():
+            if not (isinstance(item, type) and issubclass(item, Transport) and item.__module__ == module.__name__ and item.kind):
+                continue
+            twin = found.setdefault(item.kind, item)
+            if twin is not item:
+                raise ImproperlyConfigured(
+                    f"Two transports call themselves {item.kind!r}: {twin.__module__}.{twin.__name__} and {item.__module__}.{item.__name__}."
+                )
+    return dict(sorted(found.items()))
+
+
+def get(kind: str) -> type[Transport]:
+    """The transport of `kind`; LookupError with the kinds there are when nobody answers to it."""
+    try:
+        return transports()[kind]
+    except KeyError:
+        raise LookupError(f"There is no channel kind {kind!r}; there are: {', '.join(transports())}.") from None
+
+
+# --- abilities that only some have ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Callback:
+    """A provider's request to `/callback/<channel key>/`, raw: signatures are checked over these bytes and nothing parsed from them."""
+
+    method: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]  # names in lower case
+    body: bytes
+    received_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A person pressed something on a message: `verb` ("ack", "close", ...) by `account`, as the platform names that person."""
+
+    verb: str
+    account: str
+    message_id: str = ""
+    delivery_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """The provider says what became of a message: `state` is one of Delivery's (delivered, answered, failed)."""
+
+    message_id: str
+    state: str
+    reason: str = ""
+
+
+@runtime_checkable
+class Receives(Protocol):
+    def receive(self, callback: Callback) -> Sequence[Command | Update]:
+        """What the provider says, after its signature was checked; PermissionError when it does not hold."""
+
+
+@runtime_checkable
+class Updates(Protocol):
+    def update(self, message: Message, address: str, message_id: str) -> Receipt:
+        """Change a message that is out already; raises as `send` does."""
+
+
+@runtime_checkable
+class Suggests(Protocol):
+    def suggest(self, text: str) -> Sequence[tuple[str, str]]:
+        """Addresses at the provider that match `text`, as (address, label)."""

@@ -1,0 +1,210 @@
+"""A Feishu or Lark group bot (custom bot): a card by webhook, with links only; the bot tells no message id and cannot edit or recall.
+
+Source: Feishu Open Platform, "Custom bot usage guide". A refusal comes as HTTP 200 with a code, so the status alone says nothing."""
+
+import base64
+import hashlib
+import hmac
+import json
+import re
+from typing import Any
+
+from django import forms
+from django.core.exceptions import ValidationError
+from django.utils import translation
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from channels_app import http, transport
+from channels_app.transport import DeliveryError, Limit, Message, Receipt, Transport
+
+MAX_BODY = 20_000  # the provider's 20 KB, in the smaller reading
+HOSTS = ("feishu.cn", "larksuite.com", "larkoffice.com")
+_PATH = re.compile(r"/open-apis/bot/v2/hook/[A-Za-z0-9_-]{8,}/?")
+_ID = re.compile(r"all|[A-Za-z0-9_\-]{1,80}")
+_ENTITY = re.compile(r"&#?\w+;")
+_HALF = re.compile(r"(&#?\w{0,8}|<[^<>]{0,200}|\[[^\[\]]*(\](\([^()]*)?)?)$")
+_COLOURS = {"Critical": "red", "Warning": "orange", "Info": "blue", "Ok": "green"}
+
+# code: (sentence, permanent, seconds to wait)
+CODES = {
+    11232: (gettext_lazy("too many messages for this bot (100 a minute, 5 a second)"), False, 60.0),
+    9499: (gettext_lazy("the message is malformed or larger than 20 KB"), True, None),
+    19001: (gettext_lazy("the webhook address is not valid, or the bot was removed from the group"), True, None),
+    19021: (gettext_lazy("the signature does not match: check the sign secret and this machine's clock"), True, None),
+    19022: (gettext_lazy("this machine's address is not in the bot's IP list"), True, None),
+    19024: (gettext_lazy("the message does not contain the bot's keyword: enter the keyword in the channel's settings"), True, None),
+}
+_CONFIG = {19001, 19021, 19022, 19024}
+
+
+class Settings(transport.Settings):
+    url = forms.CharField(
+        label=gettext_lazy("webhook address"),
+        max_length=500,
+        help_text=gettext_lazy(
+            "The whole address as the group bot's page shows it: https://open.feishu.cn/open-apis/bot/v2/hook/… (Lark: open.larksuite.com)."
+        ),
+    )
+    keyword = forms.CharField(
+        label=gettext_lazy("keyword"),
+        required=False,
+        initial="#",
+        max_length=50,
+        help_text=gettext_lazy(
+            "The custom keyword of the bot's security settings. It is added to a message that does not have it. Default: #."
+        ),
+    )
+    secret = forms.CharField(
+        label=gettext_lazy("sign secret"),
+        required=False,
+        max_length=200,
+        help_text=gettext_lazy("Only if “Signature verification” is on in the bot's security settings."),
+    )
+
+    def clean_url(self) -> str:
+        url = str(self.cleaned_data["url"]).strip()
+        parts = http.split_url(url)
+        if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValidationError(
+                _("Paste the whole webhook address; it begins with https://open.feishu.cn/ or https://open.larksuite.com/.")
+            )
+        if parts.path.startswith("/open-apis/bot/hook/"):
+            raise ValidationError(_("This is an address of the old kind of bot; add a custom bot to the group and paste its address."))
+        if not _PATH.fullmatch(parts.path):
+            raise ValidationError(_("A group bot's address has the form https://open.feishu.cn/open-apis/bot/v2/hook/ and a long key."))
+        # Feishu also runs in companies' own data centres, so another host is allowed; the known ones are never spoken to in the clear.
+        if parts.scheme == "http" and parts.hostname.endswith(HOSTS):
+            raise ValidationError(_("The address must begin with https://."))
+        return url
+
+    def clean_keyword(self) -> str:
+        return str(self.cleaned_data["keyword"] or "").strip() or "#"
+
+
+class Feishu(Transport):
+    kind = "feishu"
+    label = gettext_lazy("Feishu/Lark group bot")
+    reach = "group"
+    group = True
+    format = "feishu"
+    limits = (Limit(100, 60), Limit(5, 1))
+    concurrency = 1
+    max_bytes = 18_000  # of the text; the card around it needs the rest
+    secret = frozenset({"url", "secret"})
+    Settings = Settings
+
+    def send(self, message: Message, address: str) -> Receipt:
+        body, detail = self.compose(message)
+        if self.settings.get("secret"):
+            timestamp = str(int(message.sent_at.timestamp()))
+            body |= {"timestamp": timestamp, "sign": sign(timestamp, str(self.settings["secret"]))}
+        answer = self.http.post(self.settings["url"], json=body)
+        if answer.status >= 300:
+            _judge_code(answer)  # says more than the status, where it is there
+        http.by_status(answer)
+        code = _code(answer.json())
+        if not isinstance(code, int):
+            raise DeliveryError(
+                _("%(host)s answered without a code: %(body)s") % {"host": answer.host, "body": answer.quote()}, permanent=False, left=True
+            )
+        _judge_code(answer)
+        if code:
+            raise DeliveryError(_("Feishu refused the message: %(body)s") % {"body": answer.quote()}, permanent=False)
+        return Receipt(detail=detail)
+
+    def compose(self, message: Message) -> tuple[dict[str, Any], str]:
+        """The request's body within 20 KB, unsigned, and one line on what could not be kept ("" if all was)."""
+        mentions = [name for name in message.mentions if _ID.fullmatch(name)]
+        unknown = [name for name in message.mentions if not _ID.fullmatch(name)]
+        with translation.override(message.language):
+            tail = "".join(f"<at id={name}></at>" for name in mentions)
+            keyword = self.settings.get("keyword") or "#"
+            title = " ".join((message.subject or message.title).split())[:200]
+            if keyword not in _ENTITY.sub("", title + message.text):
+                tail = f"{tail} {keyword}".strip()
+            card = {
+                "config": {"wide_screen_mode": True},
+                "header": {"template": _colour(message), "title": {"tag": "plain_text", "content": title or keyword}},
+                "elements": [{"tag": "div", "text": {"tag": "lark_md", "content": ""}}, *_buttons(message)],
+            }
+            room = MAX_BODY - 200 - _size(card) - _size(tail)  # 200: the frame, signature and timestamp
+            text = message.text
+            if _size(text) > room:
+                # A keyword further down would be cut away with it.
+                tail = tail if keyword in tail else f"{tail} {keyword}".strip()
+                text = cut(text, room - _size(keyword) - 60) + "\n" + _("… shortened")
+        card["elements"][0]["text"]["content"] = f"{text}\n{tail}" if tail else text  # type: ignore[index]
+        detail = "" if text == message.text else _("shortened to 20 KB")
+        if unknown:
+            detail = "; ".join(filter(None, [detail, _("not mentioned (no Feishu id): %(names)s") % {"names": ", ".join(unknown)}]))
+        return {"msg_type": "interactive", "card": card}, detail
+
+
+def _judge_code(answer: http.Answer) -> None:
+    """Raise what a code of the provider's table means; nothing where there is no code of it."""
+    try:
+        code = _code(answer.json())
+        sentence, permanent, wait = CODES[code]
+    except (DeliveryError, KeyError, TypeError):
+        return
+    raise DeliveryError(
+        _("Feishu refused the message (code %(code)d): %(why)s.") % {"code": code, "why": sentence},
+        permanent=permanent,
+        retry_after=wait,
+        blocked=wait,
+        config=code in _CONFIG,
+    )
+
+
+def sign(timestamp: str, secret: str) -> str:
+    """The bot's signature: HMAC-SHA256 over nothing, with "timestamp\\nsecret" as the key (not the other way round), base64.
+
+    `timestamp` is Unix seconds, at most an hour from the server's clock. Source: "Custom bot usage guide", signature verification.
+    """
+    return base64.b64encode(hmac.new(f"{timestamp}\n{secret}".encode(), b"", hashlib.sha256).digest()).decode()
+
+
+def cut(text: str, size: int) -> str:
+    """The beginning of a lark_md text that takes at most `size` bytes of JSON, at the end of a line where that costs little."""
+    low, high = 0, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if _size(text[:middle]) <= size else (low, middle - 1)
+    kept = text[:low]
+    line, _newline, rest = kept.rpartition("\n")
+    if line and len(rest) < low // 4:
+        return line
+    kept = _HALF.sub("", kept)
+    return kept + "**" if kept.rpartition("\n")[2].count("**") % 2 else kept
+
+
+def _size(value: Any) -> int:
+    return len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace"))
+
+
+def _code(reply: dict[str, Any]) -> Any:
+    return reply.get("code", reply.get("StatusCode"))  # older installations have the second only
+
+
+def _colour(message: Message) -> str:
+    if message.event == "closed":
+        return "green"
+    return "turquoise" if message.event == "acknowledged" else _COLOURS.get(message.severity, "grey")
+
+
+def _buttons(message: Message) -> list[dict[str, Any]]:
+    if not message.url:
+        return []
+    buttons = [(_("Detail"), message.url, "default")]
+    if message.event in ("triggered", "escalated", "refire") and len(message.incidents) <= 1:
+        # Only preselects the button of the page behind: link scanners open addresses too.
+        buttons.insert(0, (_("Acknowledge"), f"{message.url}{'&' if '?' in message.url else '?'}ack=1", "primary"))
+    return [
+        {
+            "tag": "action",
+            "actions": [
+                {"tag": "button", "type": look, "text": {"tag": "plain_text", "content": label}, "url": url} for label, url, look in buttons
+            ],
+        }
+    ]

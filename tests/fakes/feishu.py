@@ -1,0 +1,66 @@
+"""A Feishu group bot as strict as the real one: it checks key, size, shape, signature, clock, keyword and rate, and refuses with HTTP 200.
+
+Error bodies are the provider's own ("Custom bot usage guide" and bodies captured from it)."""
+
+import base64
+import hashlib
+import hmac
+import html
+import json
+import re
+from typing import Any
+
+from tests.fakes.server import Reply, Seen, Server
+
+OK = {"StatusCode": 0, "StatusMessage": "success", "code": 0, "data": {}, "msg": "success"}
+
+
+class FeishuBot(Server):
+    """One bot in one group. `now` (Unix seconds) is the provider's clock; `said` holds the cards it took, in order."""
+
+    def __init__(self, *, key: str = "c0ffee00-1234-5678-9abc-def012345678", secret: str = "", keyword: str = "", now: float = 0) -> None:
+        super().__init__(self._judge)
+        self.key, self.secret, self.keyword, self.now = key, secret, keyword, now
+        self.said: list[dict[str, Any]] = []
+        self.taken_at: list[float] = []
+        self.hook = f"{self.url}/open-apis/bot/v2/hook/{key}"
+
+    def _judge(self, seen: Seen) -> Reply:
+        if seen.path != f"/open-apis/bot/v2/hook/{self.key}":
+            return _no(19001, "param invalid: incoming webhook access token invalid")
+        if len(seen.body) > 20 * 1024:
+            return _no(9499, "Bad Request: body too large")
+        try:
+            body = json.loads(seen.body)
+            card = body["card"]
+            assert body["msg_type"] == "interactive" and seen.headers["content-type"].startswith("application/json")
+            assert card["header"]["title"]["tag"] == "plain_text" and card["header"]["title"]["content"] and card["header"]["template"]
+            for element in card["elements"]:
+                assert element["tag"] in ("div", "action")
+                for action in element.get("actions", []):
+                    assert action["tag"] == "button" and action["url"].startswith("http") and action["text"]["content"]
+        except (ValueError, KeyError, TypeError, AssertionError):
+            return _no(9499, "Bad Request")
+        if self.secret:
+            timestamp = body.get("timestamp", "")
+            key = f"{timestamp}\n{self.secret}".encode()
+            expected = base64.b64encode(hmac.new(key, digestmod=hashlib.sha256).digest()).decode()
+            if body.get("sign") != expected or not timestamp.isdigit() or abs(self.now - int(timestamp)) > 3600:
+                return _no(19021, "sign match fail or timestamp is not within one hour from current time")
+        if self.keyword and self.keyword not in self.words(card):
+            return _no(19024, "Key Words Not Found")
+        if sum(self.now - at < 1 for at in self.taken_at) >= 5 or sum(self.now - at < 60 for at in self.taken_at) >= 100:
+            return _no(11232, "frequency limited psm[lark.oapi.app_platform_runtime]appID[1500]")
+        self.taken_at.append(self.now)
+        self.said.append(card)
+        return Reply(200, OK)
+
+    @staticmethod
+    def words(card: dict[str, Any]) -> str:
+        """What a reader of the card sees: entities decoded, tags gone."""
+        text = card["header"]["title"]["content"] + "\n" + "\n".join(e["text"]["content"] for e in card["elements"] if e["tag"] == "div")
+        return html.unescape(re.sub(r"<[^>]*>", "", text))
+
+
+def _no(code: int, message: str) -> Reply:
+    return Reply(200, {"code": code, "data": {}, "msg": message})
