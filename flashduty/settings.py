@@ -216,11 +216,17 @@ EMAIL_TIMEOUT = 8
 DRAINS = int(env("FLASHDUTY_DRAINS", "1"))
 DRAIN_THREADS = int(env("FLASHDUTY_DRAIN_THREADS", "64"))
 STINT = 20.0  # seconds a resident works before its successor takes over
+# Slots of a node -> the task that fills one, and its arguments.
+RESIDENTS = {
+    "intake": ("escalation.tasks.intake", ()),
+    "engine": ("escalation.tasks.engine", ()),
+} | {f"drain-{number}": ("channels_app.tasks.drain", (f"drain-{number}",)) for number in range(DRAINS)}
 Q_CLUSTER = {
     "name": "flashduty",
     "broker_class": "flashduty.broker.RowsBroker",
-    "workers": 2 + DRAINS + 2,  # residents + 2, so a long prune never takes a timer's place
+    "workers": len(RESIDENTS) + 2,  # residents + 2, so a long prune never takes a timer's place
     "timeout": int(STINT) + 8 + 10 + 2,  # stint + longest provider timeout + 10
+    "recycle": 10**9,  # a worker that ends, for whatever reason, is a death to the supervisor
     "retry": 120,
     "queue_limit": 4,
     "save_limit": -1,  # our rows are the record; above 0 every task would lock all result rows

@@ -1,0 +1,43 @@
+"""The django-q2 tasks of this house: the residents intake and engine, each one stint long."""
+
+from datetime import datetime, timedelta
+
+from django.db import connection
+
+from channels_app import resident
+from escalation import engine as engine_
+from escalation import intake as intake_
+
+INTAKE_BATCH = 500
+ENGINE_BUDGET_MS = 10
+
+# The first instant that lies ahead, from the three partial indexes of timers.
+AHEAD = """
+SELECT least(
+    (SELECT min(next_at) FROM escalation_run WHERE ended_at IS NULL AND next_at > %(now)s AND next_at < %(soon)s),
+    (SELECT min(wake_at) FROM escalation_incident WHERE wake_at > %(now)s AND wake_at < %(soon)s),
+    (SELECT min(auto_resolve_at) FROM escalation_incident WHERE auto_resolve_at > %(now)s AND auto_resolve_at < %(soon)s))
+"""
+
+
+def intake() -> None:
+    """Events become alerts and incidents. Its work only ever arrives, so between NOTIFYs there is nothing to wait for."""
+    resident.serve("intake", _intake, "flashduty_intake")
+
+
+def engine() -> None:
+    """Rules are matched and timers fire, at the instant they are due."""
+    resident.serve("engine", _engine, "flashduty_engine")
+
+
+def _intake(now: datetime) -> float | None:
+    return 0 if intake_.run_once(now, limit=INTAKE_BATCH) else None
+
+
+def _engine(now: datetime) -> float | None:
+    if engine_.run_once(now, budget_ms=ENGINE_BUDGET_MS):
+        return 0
+    with connection.cursor() as cursor:
+        cursor.execute(AHEAD, {"now": now, "soon": now + timedelta(seconds=resident.LONGEST_SLEEP)})
+        ahead = cursor.fetchone()[0]
+    return None if ahead is None else (ahead - now).total_seconds()
