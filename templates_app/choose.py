@@ -34,7 +34,8 @@ class TemplateRow(TypedDict):
 class Rendered:
     """A message ready to send; `html` only in the html format (then `text` is its plain part).
 
-    `error` says why the text of template `template_id` was not used; the default text stands in its place.
+    `error` says why the text of template `template_id` (None: a text the channel brings along) was not used; the default text stands
+    in its place. In formats of the json family `text` is "" where nobody wrote a body: the sender makes its own.
     """
 
     subject: str
@@ -69,7 +70,7 @@ def render_or_default(
     default: Mapping[Any, str] | None = None,
     now: float | None = None,
 ) -> Rendered:
-    """The message for one delivery; never raises and never is empty.
+    """The message for one delivery; never raises, and (but for json, see Rendered) never is empty.
 
     `default` are texts a transport brings along (see `defaults`), `now` is what "5 minutes ago" counts from (Unix seconds).
     """
@@ -77,18 +78,23 @@ def render_or_default(
     def made(source: str, style: str) -> str:
         return render(source, context, fmt=style, language=language, time_zone=time_zone, now=now)
 
+    error: str | None = None
+
     def standard(style: str, extra: Mapping[Any, str] | None = None) -> str:
+        nonlocal error
         for texts in (extra, None):
             try:
-                if words := made(default_source(event, style, language, texts), style):
-                    return words
-            except (TemplateFailed, KeyError):
+                source = default_source(event, style, language, texts)
+                if not source or (words := made(source, style)):
+                    return words if source else ""
+            except KeyError:
                 continue
-        return _last_words(context, style)
+            except TemplateFailed as failed:
+                error = error or str(failed)
+        return "" if format_named(style).base == "json" else _last_words(context, style)
 
     row = choose(rows, event, kind, fmt, language)
     body = subject = ""
-    error = None
     if row is not None:
         try:
             body = made(row["body"], fmt)

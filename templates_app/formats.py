@@ -27,7 +27,8 @@ _TURNING: Final = re.compile(r"[\u202a-\u202e\u2066-\u2069]")
 class Format:
     """One message format; every function takes plain words except where said.
 
-    `base` names the family of default texts that serves it: plain, markdown, html, voice or none of them (json).
+    `base` names the family of default texts that serves it: plain, markdown, html, voice, or json, which has no
+    default text: the sender makes its own body.
     `bold`, `link` and `color` take words that are escaped already and, for a link, an address that is encoded already.
     """
 
@@ -48,7 +49,6 @@ _KINDS: dict[str, str] = {
     "push": "plain",
     "sandbox": "plain",
     "voice": "voice",
-    "webhook": "json",
     "feishu_app": "feishu",
     "dingtalk_app": "dingtalk",
     "wecom_app": "wecom",
@@ -104,14 +104,20 @@ def _html(text: str) -> str:
 
 
 _LARK: Final = {ord(char): f"&#{ord(char)};" for char in "&<>*_~[]()`#\\!|$"}
-_LINE_MARK: Final = re.compile(r"^([ \t]*)([-+>=#|]|\d+[.)])", re.MULTILINE)
+_LINE_MARK: Final = re.compile(r"[ \t]*(?=[-+>=#|]|\d{1,9}[.)])")
+
+
+def _unmarked(text: str) -> str:
+    """No line begins with a sign that makes it a heading, list or quotation: an invisible space stands before the sign."""
+    # Only the beginnings of lines are looked at; a search for them with a regular expression looks at every character.
+    return "\n".join(f"{mark[0]}\u200b{line[mark.end() :]}" if (mark := _LINE_MARK.match(line)) else line for line in text.split("\n"))
 
 
 def _feishu(text: str) -> str:
-    return _LINE_MARK.sub(lambda m: f"{m[1]}\u200b{m[2]}", _plain(text).translate(_LARK))
+    return _unmarked(_plain(text)).translate(_LARK)
 
 
-_EDGE_UNDERSCORE: Final = re.compile(r"(?<![^\W_])_|_(?![^\W_])")
+_EDGE_UNDERSCORE: Final = re.compile(r"_(?:(?<![^\W_]_)|(?![^\W_]))")
 _ALIKE: Final = str.maketrans({"*": "∗", "`": "'", "~": "∼"})
 
 
@@ -122,13 +128,12 @@ def _without_emphasis(text: str) -> str:
 
 def _neutral(text: str) -> str:
     """For dialects without a documented escape: looks the same, starts nothing."""
-    text = _without_emphasis(_plain(text)).replace("<", "‹").replace(">", "›").replace("](", "]\u200b(").replace("![", "!\u200b[")
-    return _LINE_MARK.sub(lambda m: f"{m[1]}\u200b{m[2]}", text)
+    text = _without_emphasis(_unmarked(_plain(text))).replace("<", "‹").replace(">", "›")
+    return text.replace("](", "]\u200b(").replace("![", "!\u200b[")
 
 
 def _slack(text: str) -> str:
-    text = _without_emphasis(_plain(text)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return _LINE_MARK.sub(lambda m: f"{m[1]}\u200b{m[2]}", text.replace("\n&gt;", "\n\u200b&gt;"))
+    return _without_emphasis(_unmarked(_plain(text))).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 _MENTION: Final = re.compile(r"(?<!\w)@(?=\w)")
@@ -139,11 +144,11 @@ def _telegram(text: str) -> str:
     return _MENTION.sub("@\u2060", _html(text))
 
 
-_BACKSLASHED: Final = re.compile(r"([\\`*_{}\[\]()<>#+!|~>-])")
+_BACKSLASHED: Final = {ord(char): f"\\{char}" for char in "\\`*_{}[]()<>#+!|~-"}
 
 
 def _backslash(text: str) -> str:
-    return _MENTION.sub("@\u2060", _BACKSLASHED.sub(r"\\\1", _plain(text)))
+    return _MENTION.sub("@\u2060", _plain(text).translate(_BACKSLASHED))
 
 
 _UNSPOKEN: Final = re.compile(r"[<>*_#\[\]{}|\\~^=`\"&/@()]+")
@@ -217,5 +222,6 @@ for _format in (
     Format("zoom", "markdown", _neutral, bold=lambda words: f"*{words}*", link=_markdown_link),
     Format("voice", "voice", _voice, link=lambda words, url: words),
     Format("json", "json", _json),
+    Format("webhook", "json", _json),
 ):
     register(_format)

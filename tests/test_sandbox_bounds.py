@@ -97,29 +97,96 @@ HOSTILE = {
     "block calls itself": "{% block a %}{{ self.a() }}{% endblock %}",
 }
 
+
+def loops(body: str, count: int, before: str = "") -> str:
+    return before + "{% for i in range(10000) %}" + body * count + "{% endfor %}"
+
+
+CHINESE = "{% set u = '中' * 20000 %}"
+SIGNS = "{% set u = '*_[]' * 15000 %}"
+LONG = "{% set u = 'a' * 60000 %}"
+WORDS = "{% set u = 'a ' * 30000 %}"
+NUMBERS = "{% set u = range(9000) %}"
+HOSTILE |= {
+    "wide dates": loops("{% set x = date(i + 1767225600, '%Y%m%d%H%M%S%j%A%B' * 11) %}", 60),
+    "wide ago": loops("{% set x = ago(i) %}", 200),
+    "wide json": loops("{% set x = json_get('{\"a\": 1}', 'a.b.c.d') %}", 150),
+    "json query of spaces": "{{ json_get('[{}]', '#(' ~ ' ' * 990) }}",
+    "wide links": loops("{% set x = link(u, 'https://a/' ~ u) %}", 100, CHINESE),
+    "wide urlencode": loops("{% set x = u[:7000]|urlencode %}", 100, CHINESE),
+    "wide bold": loops("{% set x = bold(u) %}", 100, SIGNS),
+    "wide escapes": loops("{% set x %}{{ u }}{% endset %}", 100, SIGNS),
+    "wide in_list": loops("{% set x = in_list(i, u) %}", 150, NUMBERS),
+    "wide map": loops("{% set x = u|map('string')|list %}", 150, NUMBERS),
+    "wide map of attributes": loops("{% set x = alerts|map(attribute='labels.host.a.b.c.d')|list %}", 150),
+    "wide select": loops("{% set x = u|select('in', u)|list %}", 150, NUMBERS),
+    "wide unique": loops("{% set x = u|unique|list %}", 150, NUMBERS),
+    "wide groupby": loops("{% set x = u|groupby('labels.host') %}", 150, "{% set u = alerts * 5 %}"),
+    "wide sort by attributes": loops("{% set x = u|sort(attribute='title,severity,labels.host') %}", 100, "{% set u = alerts * 5 %}"),
+    "wide truncate_bytes": loops("{% set x = truncate_bytes(u, 100000) %}", 100, CHINESE),
+    "wide one_line": loops("{% set x = one_line(u) %}", 150, WORDS),
+    "wide replace": loops("{% set x = u|replace('aa', 'b') %}", 150, LONG),
+    "wide find": loops("{% set x = u.find(v) %}", 150, LONG + "{% set v = 'a' * 30000 ~ 'b' %}"),
+    "wide in": loops("{% set x = v in u %}", 150, LONG + "{% set v = 'a' * 30000 ~ 'b' ~ 'a' * 5000 %}"),
+    "wide title": loops("{% set x = u|title %}", 150, WORDS),
+    "wide split": loops("{% set x = u[:8000].split()|join('-') %}", 150, WORDS),
+    "wide int": loops("{% set x = ('9' * 4000)|int %}", 150),
+    "long int": "{{ ('z' * 60000)|int(0, 36) }}",
+    "wide list of a text": loops("{% set x = u[:9000]|list %}", 150, LONG),
+    "wide tojson": loops("{% set x = alerts|tojson %}", 150),
+    "wide alert_labels": loops("{% set x = alert_labels('host') %}", 150),
+    "wide fire_reason": loops("{% set x = fire_reason() %}", 150),
+    "wide macro": loops("{{ m(1, 2, 3, 4, 5, 6) }}", 100, "{% macro m(a, b, c, d, e, f) %}{{ a }}{% endmacro %}"),
+    "wide literals": loops("{% set x = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10] %}", 60),
+    "wide powers": loops("{% set x = 1.0001 ** 1.5 %}", 200),
+    "wide sums": loops("{% set ns.a = ns.a + 1 %}", 150, "{% set ns = namespace(a=1) %}"),
+    "wide large numbers": loops("{{ u }}", 300, "{% set u = 2 ** 1000 %}"),
+    "wide indent": loops("{% set x = u|indent(3) %}", 100, "{% set u = 'a\\n' * 9000 %}"),
+    "wide loop variables": loops("{{ loop.index }}{{ loop.last }}{{ loop.changed(i) }}", 40),
+    "wide empty texts": loops("{{ '' }}", 400, "{% set x %}") + "{% endset %}",
+    "spaces before the end of a line": " " * 60000 + "x",
+    "spaces in lines": (" " * 2000 + "x") * 30,
+    "spaces made": "{% for i in range(4) %}{{ ' ' * 60000 }}{% endfor %}x",
+    "empty lines": "{% for i in range(9999) %}  \n \n\n{% endfor %}x",
+    "marks of lines": "{{ (' ' * 300 ~ '-') * 200 }}{{ '\t \t' * 20000 ~ 'x' }}",
+    "long concatenation": "{{ a " + "~ a " * 900 + "}}",
+    "long chain of attributes": "{{ a" + ".a" * 900 + " }}",
+    "long chain of filters": "{{ a" + "|e" * 900 + " }}",
+    "long number": "{{ " + "9" * 60000 + " }}",
+    "the meter by its name": "{{ [-1000000000]|map('~tick')|list }}{{ [-1000000000]|map('~enter')|list }}" + NESTED,
+    "call what cannot be called": "{{ labels() }}{{ alerts() }}",
+    "many openings": "{{" * 30000,
+    "many names": "".join(f"{{% set v{number} = 1 %}}" for number in range(380)),
+}
+
 DRIVER = """
-import json, resource, sys, threading, time
+import json, resource, sys, time
 from django.conf import settings
 settings.configure(USE_I18N=False)
-from templates_app.render import TemplateFailed, render
+from templates_app.render import TemplateFailed, _compiled, render
 from templates_app.samples import sample
 
 context = sample("en", "many")
 render("{{ title }}", context, fmt="html")
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for name, source in json.load(sys.stdin).items():
-    before = time.thread_time()
-    try:
-        outcome, size = "rendered", len(render(source, context, fmt=sys.argv[1]))
-    except TemplateFailed as error:
-        outcome, size = str(error), 0
-    spent = time.thread_time() - before
+    spent = 9.0
+    for attempt in range(3):  # what else runs on the machine only ever adds to the time
+        _compiled.cache_clear()
+        before = time.thread_time()
+        try:
+            outcome, size = "rendered", len(render(source, context, fmt=sys.argv[1]))
+        except TemplateFailed as error:
+            outcome, size = str(error), 0
+        spent = min(spent, time.thread_time() - before)
+        if spent < 0.1:
+            break
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base
     print(json.dumps([name, spent, grown // 1024, size, outcome]), flush=True)
 """
 
 
-@pytest.mark.parametrize("fmt", ["plain", "html", "feishu", "dingtalk"])
+@pytest.mark.parametrize("fmt", ["plain", "html", "dingtalk"])
 def test_hostile_templates_are_over_soon_and_small(fmt: str) -> None:
     assert len(HOSTILE) >= 30
     run = subprocess.run(

@@ -20,7 +20,7 @@ from templates_app.models import Template, TemplateSet, report_failure
 from templates_app.render import TemplateFailed, preview, render
 from templates_app.samples import SAMPLE_NOW, VARIANTS, sample
 
-MESSAGE_FORMATS = [name for name in formats.format_names() if name != "json"]
+MESSAGE_FORMATS = [name for name in formats.format_names() if formats.format_named(name).base != "json"]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -452,7 +452,18 @@ def test_there_is_always_something_to_send() -> None:
     )  # fmt: skip
     assert broken.html and "&lt;b&gt;" in broken.html and broken.subject
     unknown = render_or_default([], "no such event", {"title": "t <", "num": "7"}, kind="k", fmt="feishu", language="en")
-    assert unknown.text == "&#35;7 t &#60;" and unknown.subject == "#7 t <"
+    assert unknown.text.lstrip("\u200b") == "&#35;7 t &#60;" and unknown.subject == "#7 t <"
+
+
+def test_a_webhook_has_no_default_text_but_takes_a_body() -> None:
+    def body(source: str | None) -> Rendered:
+        extra = None if source is None else {"": source}
+        return render_or_default([], "triggered", {"title": 'a"b', "num": "7"}, kind="webhook", fmt="webhook", language="en", default=extra)
+
+    assert body(None).text == "" and body(None).error is None
+    assert body('{"t": "{{ title }}"}').text == '{"t": "a\\"b"}'
+    broken = body("{{ 1 / 0 }}")
+    assert broken.text == "" and "ZeroDivisionError" in (broken.error or "") and broken.template_id is None
 
 
 def test_a_bundle_takes_what_fits_and_names_it_all() -> None:

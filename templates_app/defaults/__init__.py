@@ -1,7 +1,7 @@
 """The default texts: what is said when nobody has written a template.
 
 One text for each language, event and shape. A format uses the shape of its own name where there is one, then that of its family
-(`Format.base`), then plain; the markdown dialects share one text, since bold, links and colours come from the format. A transport
+(`Format.base`), then plain; formats of the json family have none ("": the sender makes its own body). The markdown dialects share one text, since bold, links and colours come from the format. A transport
 may bring texts of its own: a mapping whose keys are `(language, event)`, `event` or "" (any event), looked up in this order.
 """
 
@@ -22,6 +22,8 @@ def default_source(event: str, fmt: str, language: str, extra: Mapping[Any, str]
         if extra and key in extra:
             return extra[key]
     shapes = _TEXTS[code][event]
+    if format_named(fmt).base == "json":
+        return shapes.get(fmt, "")
     return shapes.get(fmt) or shapes.get(format_named(fmt).base) or shapes["plain"]
 
 

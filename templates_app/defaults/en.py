@@ -163,7 +163,7 @@ _BUNDLE: Final = {
     "plain": """\
 {{ incidents|length }} incidents are waiting
 {% for i in incidents %}
-#{{ i.num }} {{ severity_name(i.severity) }} {{ i.title }}{% if i.possible_repeat %} (possible repeat){% endif %} {{ i.url|url }}
+#{{ i.num }} {{ severity_name(i.severity) }} {{ i.title|truncate(60 if incidents|length > 10 else 160) }}{% if i.possible_repeat %} (possible repeat){% endif %} {{ i.url|url }}
 {% endfor %}
 {% if left %}
 {{ left }} more follow
@@ -172,7 +172,7 @@ _BUNDLE: Final = {
     "markdown": """\
 {{ bold(incidents|length ~ " incidents are waiting") }}
 {% for i in incidents %}
-{{ color_severity(i.severity) }} #{{ link(i.num, i.url) }} {{ i.title }}{% if i.possible_repeat %} (possible repeat){% endif %}
+{{ color_severity(i.severity) }} #{{ link(i.num, i.url) }} {{ i.title|truncate(60 if incidents|length > 10 else 160) }}{% if i.possible_repeat %} (possible repeat){% endif %}
 
 {% endfor %}
 {% if left %}
@@ -183,7 +183,7 @@ _BUNDLE: Final = {
         "en",
         cell("{{ incidents|length }} incidents are waiting", "padding:20px 24px 4px;font-weight:600")
         + cell(
-            "\n{% for i in incidents %}\n<div style=\"padding:4px 0\">{{ link('#' ~ i.num, i.url) }} {{ color_severity(i.severity) }} {{ i.title }}"
+            "\n{% for i in incidents %}\n<div style=\"padding:4px 0\">{{ link('#' ~ i.num, i.url) }} {{ color_severity(i.severity) }} {{ i.title|truncate(60 if incidents|length > 10 else 160) }}"
             "{% if i.possible_repeat %} (possible repeat){% endif %}</div>\n{% endfor %}\n"
         )
         + cell("{% if left %}{{ left }} more follow{% endif %}", "padding:4px 24px 20px", "dim"),

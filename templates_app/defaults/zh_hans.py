@@ -161,7 +161,7 @@ _BUNDLE: Final = {
     "plain": """\
 {{ incidents|length }} 个故障待处理
 {% for i in incidents %}
-#{{ i.num }} {{ severity_name(i.severity) }} {{ i.title }}{% if i.possible_repeat %}（可能重复）{% endif %} {{ i.url|url }}
+#{{ i.num }} {{ severity_name(i.severity) }} {{ i.title|truncate(60 if incidents|length > 10 else 160) }}{% if i.possible_repeat %}（可能重复）{% endif %} {{ i.url|url }}
 {% endfor %}
 {% if left %}
 另有 {{ left }} 个，随后发送
@@ -170,7 +170,7 @@ _BUNDLE: Final = {
     "markdown": """\
 {{ bold(incidents|length ~ " 个故障待处理") }}
 {% for i in incidents %}
-{{ color_severity(i.severity) }} #{{ link(i.num, i.url) }} {{ i.title }}{% if i.possible_repeat %}（可能重复）{% endif %}
+{{ color_severity(i.severity) }} #{{ link(i.num, i.url) }} {{ i.title|truncate(60 if incidents|length > 10 else 160) }}{% if i.possible_repeat %}（可能重复）{% endif %}
 
 {% endfor %}
 {% if left %}
@@ -181,7 +181,7 @@ _BUNDLE: Final = {
         "zh-Hans",
         cell("{{ incidents|length }} 个故障待处理", "padding:20px 24px 4px;font-weight:600")
         + cell(
-            "\n{% for i in incidents %}\n<div style=\"padding:4px 0\">{{ link('#' ~ i.num, i.url) }} {{ color_severity(i.severity) }} {{ i.title }}"
+            "\n{% for i in incidents %}\n<div style=\"padding:4px 0\">{{ link('#' ~ i.num, i.url) }} {{ color_severity(i.severity) }} {{ i.title|truncate(60 if incidents|length > 10 else 160) }}"
             "{% if i.possible_repeat %}（可能重复）{% endif %}</div>\n{% endfor %}\n"
         )
         + cell("{% if left %}另有 {{ left }} 个，随后发送{% endif %}", "padding:4px 24px 20px", "dim"),

@@ -13,9 +13,9 @@ from django.utils.translation import gettext_lazy as _
 from templates_app.choose import TemplateRow
 from templates_app.events import LANGUAGES
 from templates_app.formats import format_of
+from templates_app.meter import MAX_SOURCE
 from templates_app.render import TemplateFailed, preview
 from templates_app.samples import VARIANTS
-from templates_app.sandbox import MAX_SOURCE
 
 # A storm fails one template thousands of times; its row is written once in this time (design §5: no row once per event).
 REPORT_EVERY: Final = timedelta(minutes=1)
