@@ -157,7 +157,7 @@ def watch(what, command, undo=lambda: None):
         )
     except OSError as e:
         give_up(f"{command[0]} cannot be started: {e.strerror}.")
-    lines = []
+    lines: list[str] = []
     reader = threading.Thread(target=collect, args=(process.stdout, lines), daemon=True)
     reader.start()
     try:
