@@ -8,7 +8,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from channels_app import http
+from channels_app import http, sockets
 from channels_app.http import Answer, DeliveryError, Guard, Http, by_status
 from tests.fakes.proxy import Proxy
 from tests.fakes.server import Reply, Server, until
@@ -91,8 +91,8 @@ def test_loopback_in_every_notation_is_refused_before_a_packet_leaves(server, ho
 
 def test_the_connected_peer_has_the_last_word(server, monkeypatch):
     """A name that says a public address and a network that brings us elsewhere (a rebinding, a redirecting gateway)."""
-    monkeypatch.setattr(http, "_resolve", lambda *args: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", server.port))])
-    monkeypatch.setattr(http._Socket, "connect", lambda self, where: socket.socket.connect(self, ("127.0.0.1", server.port)))
+    monkeypatch.setattr(sockets, "_resolve", lambda *args: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", server.port))])
+    monkeypatch.setattr(sockets._Socket, "connect", lambda self, where: socket.socket.connect(self, ("127.0.0.1", server.port)))
     assert "private address" in refused(lambda: Http().post(f"http://rebound.example:{server.port}/", json={})).text
     assert server.seen == []
 
@@ -172,7 +172,7 @@ def test_nobody_listens():
 
 
 def test_a_host_that_swallows_packets_costs_the_connect_time_only(monkeypatch):
-    monkeypatch.setattr(http, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(sockets, "CONNECT_SECONDS", 0.2)
     with socket.socket() as sock:  # a listener that accepts nothing: its queue is full after the first connections
         sock.bind(("127.0.0.1", 0))
         sock.listen(0)
@@ -191,7 +191,7 @@ def test_a_host_that_swallows_packets_costs_the_connect_time_only(monkeypatch):
 
 def test_a_name_server_that_hangs_costs_the_connect_time_only(monkeypatch):
     release = threading.Event()
-    monkeypatch.setattr(http, "CONNECT_SECONDS", 0.1)
+    monkeypatch.setattr(sockets, "CONNECT_SECONDS", 0.1)
     real = socket.getaddrinfo
 
     def hangs(host, port, *args, flags=0, **kwargs):
@@ -269,7 +269,7 @@ def test_a_compressed_bomb_has_the_same_end(server):
 @pytest.mark.parametrize(
     ("status", "permanent", "left"),
     [
-        (400, True, False), (401, True, False), (403, True, False), (404, True, False), (410, True, False), (413, True, False),
+        (407, False, False), (400, True, False), (401, True, False), (403, True, False), (404, True, False), (410, True, False), (413, True, False),
         (408, False, False), (425, False, False), (429, False, False), (500, False, False), (502, False, False), (503, False, False),
         (504, False, True), (301, True, False), (307, True, False), (304, True, False),
     ],
@@ -343,7 +343,7 @@ def test_tls_reads_have_the_same_deadline(ca):
 
 
 def test_a_handshake_that_never_comes_leaves_nothing(monkeypatch):
-    monkeypatch.setattr(http, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(sockets, "CONNECT_SECONDS", 0.2)
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
         mute.listen(5)
