@@ -38,7 +38,10 @@ OK = "Ok"
 SETTLED = timedelta(seconds=15)
 FULL_SCAN = timedelta(seconds=60)
 LOCK_WAIT_MS = 200
-SMALLEST_BATCH = 50  # events handled whatever the budget says, so that a slow machine gets on
+SMALLEST_BATCH = 50  # events read whatever the budget says, so that a slow machine gets on
+
+# Rows that were there already pass their instants through as the text PostgreSQL gave: reading one costs more than all else of a row.
+Instant = datetime | str
 
 Outcome = Event.Outcome
 
@@ -107,10 +110,10 @@ class _Incident:
     labels: dict[str, str]
     overrides: list[str]
     group_key: str
-    start_time: datetime
-    last_time: datetime
-    end_time: datetime | None
-    auto_resolve_at: datetime | None
+    start_time: Instant | None  # None: there already
+    last_time: Instant | None  # None: unchanged
+    end_time: Instant | None
+    auto_resolve_at: Instant | None
     alert_count: int
     states: Counter[str] = field(default_factory=Counter)  # how many of its alerts are in which status
     closed: bool = False
@@ -130,9 +133,9 @@ class _Alert:
     labels: dict[str, str]
     images: list[dict[str, str]]
     links: list[dict[str, str]]
-    start_time: datetime
-    last_time: datetime
-    end_time: datetime | None = None
+    start_time: Instant | None
+    last_time: Instant | None
+    end_time: Instant | None = None
     is_open: bool = True
     event_count: int = 1
 
@@ -358,50 +361,76 @@ class _Mark:
 
 
 _mark = _Mark()
+_pace = 0.2  # milliseconds an event, lately
 
 
 def run_once(now: datetime, *, limit: int = 500, budget_ms: float = 50) -> int:
     """Handles due events in the order they were accepted; how many. 0: nothing is due, or another process is at it.
 
-    Bounded by `limit` and, past some fifty events, by half of `budget_ms` for what is done in memory (writing takes the other half).
+    Bounded by `limit` and by what the last passes say can be done in `budget_ms`; some fifty events at least.
     """
-    with transaction.atomic():
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [LOCK])
-            if not cursor.fetchone()[0]:
-                return 0
-            cursor.execute(
-                """SELECT id, integration_id, received_at, alert_key, status, payload FROM escalation_event
-                   WHERE outcome IS NULL AND id > %s ORDER BY id LIMIT %s""",
-                [_mark.at(now), limit],
-            )
-            due = [_Due(*row) for row in cursor.fetchall()]
-        if not due:
-            return 0
-        this = _Pass(now, time.monotonic() + budget_ms / 2000)
-        _isolate(due, this)
-        _count_events(this.handled)
+    global _pace
+    started = time.perf_counter()
+    limit = max(1, min(limit, max(SMALLEST_BATCH, int(budget_ms / _pace))))
+    try:
+        with transaction.atomic():
+            this = _pass(now, limit, isolate=False)
+    except (OperationalError, InterfaceError):
+        raise  # no connection, a statement that took too long: no event's fault, all of it is tried again
+    except Exception:
+        with transaction.atomic():  # again from the start, with a savepoint around each part
+            this = _pass(now, limit, isolate=True)
     if this.handled and not this.waiting:
         _mark.handled(this.handled[-1])
+    if len(this.handled) >= SMALLEST_BATCH:  # fewer say more about what a pass costs than about what an event does
+        _pace += 0.3 * ((time.perf_counter() - started) * 1000 / len(this.handled) - _pace)
     return len(this.handled)
 
 
 @dataclass(slots=True)
 class _Pass:
     now: datetime
-    stop_at: float  # time.monotonic()
+    spaces: dict[int, _Space] = field(default_factory=dict)
     handled: list[_Due] = field(default_factory=list)
     waiting: bool = False  # events were passed over because their incident is locked
-    out_of_time: bool = False
+
+
+def _pass(now: datetime, limit: int, *, isolate: bool) -> _Pass:
+    this = _Pass(now)
+    due: list[_Due] = []
+    with connection.cursor() as cursor:
+        # A statement of its own: one that took the lock and looked would look with eyes from before the lock.
+        cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [LOCK])
+        if not cursor.fetchone()[0]:
+            return this
+        cursor.execute(
+            """SELECT e.id, e.integration_id, e.received_at, e.alert_key, e.status, e.payload,
+                      i.kind, i.name, i.workspace_id, w.status, w.disable_auto_close, w.auto_resolve_timeout, w.auto_resolve_mode
+               FROM (SELECT * FROM escalation_event WHERE outcome IS NULL AND id > %s ORDER BY id LIMIT %s) e
+               JOIN escalation_integration i ON i.id = e.integration_id JOIN escalation_workspace w ON w.id = i.workspace_id ORDER BY e.id""",
+            [_mark.at(now), limit],
+        )
+        for pk, integration_id, received_at, key, status, payload, *space in cursor.fetchall():
+            due.append(_Due(pk, integration_id, received_at, key, status, payload))
+            if integration_id not in this.spaces:
+                kind, name, workspace_id, state, stays_open, timeout, mode = space
+                this.spaces[integration_id] = _Space(
+                    integration_id, kind, name, workspace_id, state == Status.ENABLED, stays_open, timeout, mode == "update"
+                )
+    if due and isolate:
+        _isolate(due, this)
+    elif due:
+        _done(_handle(due, this), this)
+    return this
 
 
 def _isolate(due: list[_Due], this: _Pass) -> None:
-    """Handles `due` in order until time is up; halves what fails until the one bad event is found."""
+    """Handles `due` in order; halves what fails until the one bad event is found."""
     try:
         with transaction.atomic():
-            done, batch = _handle(due, this)
+            batch = _handle(due, this)
     except (OperationalError, InterfaceError):
-        raise  # no connection, a statement that took too long: no event's fault, all of it is tried again
+        raise
     except Exception as error:
         if len(due) == 1:
             log.exception("event %d could not be processed", due[0].id)
@@ -410,12 +439,14 @@ def _isolate(due: list[_Due], this: _Pass) -> None:
             return
         half = len(due) // 2
         _isolate(due[:half], this)
-        if not this.out_of_time:
-            _isolate(due[half:], this)
-        return
+        _isolate(due[half:], this)
+    else:
+        _done(batch, this)
+
+
+def _done(batch: _Batch, this: _Pass) -> None:
     this.handled += [event for event, *_rest in batch.outcomes]
     this.waiting |= bool(batch.locked)
-    this.out_of_time |= done < len(due)
 
 
 def _fail(event: _Due, error: Exception, now: datetime) -> None:
@@ -426,17 +457,13 @@ def _fail(event: _Due, error: Exception, now: datetime) -> None:
     )
 
 
-def _handle(due: list[_Due], this: _Pass) -> tuple[int, _Batch]:
-    batch = _load(due, this.now)
-    done = 0
+def _handle(due: list[_Due], this: _Pass) -> _Batch:
+    batch = _load(due, this)
     for event in due:
-        if done >= SMALLEST_BATCH and time.monotonic() > this.stop_at:
-            break
         if (event.integration_id, event.alert_key) not in batch.locked:
             batch.take(event)
-        done += 1
     _write(batch)
-    return done, batch
+    return batch
 
 
 # --- Reading ---------------------------------------------------------------------------------------------------------------
@@ -446,8 +473,8 @@ _OPEN_ALERTS = """unnest(%s::bigint[], %s::text[]) AS k(integration_id, alert_ke
     SELECT * FROM escalation_alert WHERE integration_id = k.integration_id AND alert_key = k.alert_key AND is_open LIMIT 1) a"""
 
 
-def _load(due: list[_Due], now: datetime) -> _Batch:
-    batch = _Batch(now, _spaces({event.integration_id for event in due}))
+def _load(due: list[_Due], this: _Pass) -> _Batch:
+    batch = _Batch(this.now, this.spaces)
     keys = list(dict.fromkeys((event.integration_id, event.alert_key) for event in due))
     arrays: list[Any] = [[key[0] for key in keys], [key[1] for key in keys]]
     groups: set[tuple[int, str]] = set()
@@ -473,7 +500,7 @@ def _load(due: list[_Due], now: datetime) -> _Batch:
         # Read only now: before the lock somebody may have closed an incident and so detached its alerts.
         cursor.execute(
             f"""SELECT a.id, a.incident_id, a.integration_id, a.workspace_id, a.alert_key, a.title, a.description, a.severity, a.status,
-                       a.labels, a.images, a.links, a.start_time, a.last_time, a.end_time, a.is_open, a.event_count FROM {_OPEN_ALERTS}""",
+                       a.labels, a.images, a.links, a.end_time::text, a.event_count FROM {_OPEN_ALERTS}""",
             arrays,
         )
         rows = cursor.fetchall()
@@ -485,7 +512,9 @@ def _load(due: list[_Due], now: datetime) -> _Batch:
         if row[1] in locked:
             batch.locked.add((row[2], row[4]))
         elif incident := incidents.get(row[1]):
-            batch.open[row[2], row[4]] = _Alert(row[0], incident, *row[2:9], *(json.loads(text) for text in row[9:12]), *row[12:])
+            batch.open[row[2], row[4]] = _Alert(
+                row[0], incident, *row[2:9], *(json.loads(text) for text in row[9:12]), None, None, row[12], True, row[13]
+            )
         else:
             batch.stale.append(row[0])
     for incident in incidents.values():
@@ -499,8 +528,8 @@ def _lock(cursor: Any, ids: set[int]) -> tuple[dict[int, _Incident], set[int]]:
 
     A moment's wait is worth it. A longer one is not: one incident that a forgotten session holds must not stop everybody's alerts.
     """
-    columns = """SELECT id, progress, workspace_id, title, description, severity, status, labels, manual_overrides, group_key, start_time,
-                        last_time, end_time, auto_resolve_at, alert_count FROM escalation_incident WHERE id = ANY(%s) ORDER BY id"""
+    columns = """SELECT id, progress, workspace_id, title, description, severity, status, labels, manual_overrides, group_key,
+                        end_time::text, auto_resolve_at::text, alert_count FROM escalation_incident WHERE id = ANY(%s) ORDER BY id"""
     cursor.execute(f"{columns} FOR NO KEY UPDATE SKIP LOCKED", [sorted(ids)])
     rows = cursor.fetchall()
     if missing := sorted(ids - {row[0] for row in rows}):
@@ -519,11 +548,11 @@ def _lock(cursor: Any, ids: set[int]) -> tuple[dict[int, _Incident], set[int]]:
 
 def _incidents(cursor: Any, rows: list[tuple[Any, ...]]) -> dict[int, _Incident]:
     incidents: dict[int, _Incident] = {}
-    for pk, progress, *texts, labels, overrides, group, start, last, end, auto_resolve_at, alerts in rows:
+    for pk, progress, *texts, labels, overrides, group, end, auto_resolve_at, alerts in rows:
         if progress != lifecycle.CLOSED:
             workspace_id, title, description, severity, status = texts
             incidents[pk] = _Incident(
-                pk, workspace_id, title, description, severity, status, json.loads(labels), json.loads(overrides), group, start, last, end,
+                pk, workspace_id, title, description, severity, status, json.loads(labels), json.loads(overrides), group, None, None, end,
                 auto_resolve_at, alerts,
             )  # fmt: skip
     cursor.execute(
@@ -535,19 +564,6 @@ def _incidents(cursor: Any, rows: list[tuple[Any, ...]]) -> dict[int, _Incident]
     return incidents
 
 
-def _spaces(integration_ids: set[int]) -> dict[int, _Space]:
-    with connection.cursor() as cursor:
-        cursor.execute(
-            """SELECT i.id, i.kind, i.name, i.workspace_id, w.status, w.disable_auto_close, w.auto_resolve_timeout, w.auto_resolve_mode
-               FROM escalation_integration i JOIN escalation_workspace w ON w.id = i.workspace_id WHERE i.id = ANY(%s)""",
-            [list(integration_ids)],
-        )
-        return {
-            pk: _Space(pk, kind, name, workspace_id, status == Status.ENABLED, stays_open, timeout, mode == "update")
-            for pk, kind, name, workspace_id, status, stays_open, timeout, mode in cursor.fetchall()
-        }
-
-
 # --- Writing ---------------------------------------------------------------------------------------------------------------
 
 _INCIDENT_COLUMNS = """id bigint, num text, workspace_id bigint, title text, description text, severity text, status text, labels jsonb,
@@ -556,80 +572,106 @@ _ALERT_COLUMNS = """id bigint, workspace_id bigint, integration_id bigint, incid
     severity text, status text, labels jsonb, images jsonb, links jsonb, start_time timestamptz, last_time timestamptz,
     end_time timestamptz, is_open boolean, event_count int"""
 
+_OLD_INCIDENTS = f"""
+    UPDATE escalation_incident i SET title = x.title, description = x.description, severity = x.severity, status = x.status,
+        labels = x.labels, last_time = COALESCE(x.last_time, i.last_time), end_time = x.end_time, auto_resolve_at = x.auto_resolve_at,
+        alert_count = x.alert_count, updated_at = %(now)s
+    FROM jsonb_to_recordset(%(old_incidents)s::jsonb) AS x({_INCIDENT_COLUMNS}) WHERE i.id = x.id"""
+_OLD_ALERTS = f"""
+    UPDATE escalation_alert a SET title = x.title, description = x.description, severity = x.severity, status = x.status,
+        labels = x.labels, images = x.images, links = x.links, last_time = COALESCE(x.last_time, a.last_time), end_time = x.end_time,
+        is_open = x.is_open, event_count = x.event_count
+    FROM jsonb_to_recordset(%(old_alerts)s::jsonb) AS x({_ALERT_COLUMNS}) WHERE a.id = x.id"""
+_STALE = "UPDATE escalation_alert SET is_open = false, close_time = %(now)s WHERE id = ANY(%(stale)s)"
+_IDS = """
+    SELECT n.id, n.alert_id, EXISTS (
+        SELECT FROM escalation_incident i WHERE i.num = lpad(to_hex(n.id & 16777215), 6, '0') AND i.progress <> 'Closed')
+    FROM (SELECT nextval(pg_get_serial_sequence('escalation_incident', 'id')) AS id,
+                 nextval(pg_get_serial_sequence('escalation_alert', 'id')) AS alert_id FROM generate_series(1, %s)) n ORDER BY n.id"""
 _NEW_INCIDENTS = f"""
     INSERT INTO escalation_incident (id, num, workspace_id, title, description, severity, status, progress, labels, impact, root_cause,
         resolution, manual_overrides, group_key, start_time, last_time, end_time, closed_by, auto_resolve_at, assigned_type, alert_count,
         version, created_at, updated_at)
     SELECT id, num, workspace_id, title, description, severity, status, 'Triggered', labels, '', '', '', '[]', group_key, start_time,
         last_time, end_time, '', auto_resolve_at, '', alert_count, 0, %(now)s, %(now)s
-    FROM jsonb_to_recordset(%(rows)s::jsonb) AS x({_INCIDENT_COLUMNS})"""
-_OLD_INCIDENTS = f"""
-    UPDATE escalation_incident i SET title = x.title, description = x.description, severity = x.severity, status = x.status,
-        labels = x.labels, last_time = x.last_time, end_time = x.end_time, auto_resolve_at = x.auto_resolve_at,
-        alert_count = x.alert_count, updated_at = %(now)s
-    FROM jsonb_to_recordset(%(rows)s::jsonb) AS x({_INCIDENT_COLUMNS}) WHERE i.id = x.id"""
+    FROM jsonb_to_recordset(%(new_incidents)s::jsonb) AS x({_INCIDENT_COLUMNS})"""
 _NEW_ALERTS = f"""
     INSERT INTO escalation_alert (id, workspace_id, integration_id, incident_id, alert_key, title, description, severity, status, labels,
         images, links, start_time, last_time, end_time, is_open, event_count)
-    SELECT * FROM jsonb_to_recordset(%(rows)s::jsonb) AS x({_ALERT_COLUMNS})"""
-_OLD_ALERTS = f"""
-    UPDATE escalation_alert a SET title = x.title, description = x.description, severity = x.severity, status = x.status,
-        labels = x.labels, images = x.images, links = x.links, last_time = x.last_time, end_time = x.end_time, is_open = x.is_open,
-        event_count = x.event_count
-    FROM jsonb_to_recordset(%(rows)s::jsonb) AS x({_ALERT_COLUMNS}) WHERE a.id = x.id"""
+    SELECT * FROM jsonb_to_recordset(%(new_alerts)s::jsonb) AS x({_ALERT_COLUMNS})"""
 _ENTRIES = """
     INSERT INTO escalation_timelineentry (incident_id, type, via, detail, created_at)
-    SELECT x.incident_id, x.type, 'event', x.detail::jsonb, %s
-    FROM unnest(%s::bigint[], %s::text[], %s::text[]) WITH ORDINALITY AS x(incident_id, type, detail, at) ORDER BY x.at"""
+    SELECT x.incident_id, x.type, 'event', x.detail, %(now)s
+    FROM ROWS FROM (jsonb_to_recordset(%(entries)s::jsonb) AS (incident_id bigint, type text, detail jsonb)) WITH ORDINALITY
+         AS x(incident_id, type, detail, at) ORDER BY x.at"""
 _OUTCOMES = """
-    UPDATE escalation_event e SET outcome = x.outcome, outcome_detail = x.detail, alert_id = x.alert_id, processed_at = %s
-    FROM unnest(%s::bigint[], %s::text[], %s::text[], %s::bigint[]) AS x(id, outcome, detail, alert_id) WHERE e.id = x.id"""
+    UPDATE escalation_event e SET outcome = x.outcome, outcome_detail = x.detail, alert_id = x.alert_id, processed_at = %(now)s
+    FROM unnest(%(events)s::bigint[], %(outcomes)s::text[], %(details)s::text[], %(alerts)s::bigint[]) AS x(id, outcome, detail, alert_id)
+    WHERE e.id = x.id"""
+# Once a batch: a row updated per event takes ingest from 5,382 to 1,172 a second.
+_COUNTS = """
+    UPDATE escalation_integration i SET event_count = i.event_count + x.n, last_event_at = GREATEST(i.last_event_at, x.at)
+    FROM unnest(%(integrations)s::bigint[], %(counts)s::bigint[], %(lasts)s::timestamptz[]) AS x(id, n, at) WHERE i.id = x.id"""
 
 
 def _write(batch: _Batch) -> None:
     """Incidents before alerts (the order of locks), alerts that let go of a key before those that take it."""
-    new_incidents = [incident for incident in batch.incidents.values() if incident.id is None]
-    new_alerts = [alert for alert in batch.alerts.values() if alert.id is None]
     old_incidents = sorted((i for i in batch.incidents.values() if i.id is not None), key=lambda i: i.id or 0)
     old_alerts = sorted((a for a in batch.alerts.values() if a.id is not None), key=lambda a: a.id or 0)
+    new_incidents = [incident for incident in batch.incidents.values() if incident.id is None]
+    new_alerts = [alert for alert in batch.alerts.values() if alert.id is None]
     with connection.cursor() as cursor:
-        if new_incidents:
-            for incident, pk in zip(new_incidents, lifecycle.take_ids(len(new_incidents)), strict=True):
-                incident.id = pk
-        if new_alerts:
-            cursor.execute(
-                "SELECT nextval(pg_get_serial_sequence('escalation_alert', 'id')) FROM generate_series(1, %s)", [len(new_alerts)]
-            )
-            for alert, (pk,) in zip(new_alerts, cursor.fetchall(), strict=True):
-                alert.id = pk
-        if batch.stale:
-            cursor.execute("UPDATE escalation_alert SET is_open = false, close_time = %s WHERE id = ANY(%s)", [batch.now, batch.stale])
-        for statement, rows in (
-            (_OLD_INCIDENTS, [_incident_row(incident) for incident in old_incidents]),
-            (_NEW_INCIDENTS, [_incident_row(incident) for incident in new_incidents]),
-            (_OLD_ALERTS, [_alert_row(alert) for alert in old_alerts]),
-            (_NEW_ALERTS, [_alert_row(alert) for alert in new_alerts]),
+        if new_incidents or new_alerts:
+            _number(cursor, new_incidents, new_alerts)
+        counts = Counter(event.integration_id for event, *_rest in batch.outcomes)
+        lasts = {event.integration_id: event.received_at for event, *_rest in batch.outcomes}
+        params = {
+            "now": batch.now,
+            "old_incidents": _json([_incident_row(incident) for incident in old_incidents]),
+            "old_alerts": _json([_alert_row(alert) for alert in old_alerts]),
+            "stale": batch.stale,
+            "new_incidents": _json([_incident_row(incident) for incident in new_incidents]),
+            "new_alerts": _json([_alert_row(alert) for alert in new_alerts]),
+            "entries": _json([{"incident_id": i.id, "type": kind, "detail": detail} for i, kind, detail in batch.entries]),
+            "events": [event.id for event, *_rest in batch.outcomes],
+            "outcomes": [str(outcome) for _event, outcome, *_rest in batch.outcomes],
+            "details": [detail[:300] for _event, _outcome, detail, _alert in batch.outcomes],
+            "alerts": [alert.id if alert else None for *_rest, alert in batch.outcomes],
+            "integrations": sorted(counts),
+            "counts": [counts[pk] for pk in sorted(counts)],
+            "lasts": [lasts[pk] for pk in sorted(counts)],
+        }
+        for parts in (
+            [(_OLD_INCIDENTS, old_incidents)],
+            [(_OLD_ALERTS, old_alerts), (_STALE, batch.stale)],
+            [(_NEW_INCIDENTS, new_incidents), (_NEW_ALERTS, new_alerts), (_ENTRIES, batch.entries), (_OUTCOMES, True), (_COUNTS, True)],
         ):
-            if rows:
-                cursor.execute(statement, {"rows": json.dumps(rows, ensure_ascii=False, default=datetime.isoformat), "now": batch.now})
-        if batch.entries:
-            ids, kinds, details = zip(
-                *((i.id, kind, json.dumps(detail, ensure_ascii=False)) for i, kind, detail in batch.entries), strict=True
-            )
-            cursor.execute(_ENTRIES, [batch.now, list(ids), list(kinds), list(details)])
-            wake("engine")
-        cursor.execute(
-            _OUTCOMES,
-            [
-                batch.now,
-                [event.id for event, *_rest in batch.outcomes],
-                [str(outcome) for _event, outcome, *_rest in batch.outcomes],
-                [detail[:300] for _event, _outcome, detail, _alert in batch.outcomes],
-                [alert.id if alert else None for *_rest, alert in batch.outcomes],
-            ],
-        )
+            if statements := [statement for statement, rows in parts if rows]:
+                # What does not depend on each other goes as one statement: a single event is handled in half the time.
+                *before, last = statements
+                named = ", ".join(f"s{n} AS ({statement})" for n, statement in enumerate(before))
+                cursor.execute(f"WITH {named} {last}" if named else last, params)
     if batch.closing:
         lifecycle.recover([incident.id for incident in batch.closing if incident.id], batch.now)
+    elif batch.entries:
+        wake("engine")
+
+
+def _number(cursor: Any, incidents: list[_Incident], alerts: list[_Alert]) -> None:
+    """Draws the ids of new rows, so that all of them can be written at once."""
+    cursor.execute(_IDS, [max(len(incidents), len(alerts))])
+    rows = cursor.fetchall()
+    free = [pk for pk, _alert_id, taken in rows if not taken]
+    if len(free) < len(incidents):
+        free += lifecycle.take_ids(len(incidents) - len(free))
+    for incident, pk in zip(incidents, free, strict=False):
+        incident.id = pk
+    for alert, (_pk, alert_id, _taken) in zip(alerts, rows, strict=False):
+        alert.id = alert_id
+
+
+def _json(rows: list[dict[str, Any]]) -> str:
+    return json.dumps(rows, ensure_ascii=False, default=datetime.isoformat)
 
 
 def _incident_row(i: _Incident) -> dict[str, Any]:
@@ -671,16 +713,3 @@ def _alert_row(a: _Alert) -> dict[str, Any]:
         "is_open": a.is_open,
         "event_count": a.event_count,
     }
-
-
-def _count_events(handled: list[_Due]) -> None:
-    """Adds to the integrations' counts, once a batch: a row updated per event takes ingest from 5,382 to 1,172 a second."""
-    counts = Counter(event.integration_id for event in handled)
-    last = {event.integration_id: event.received_at for event in handled}
-    ids = sorted(counts)
-    with connection.cursor() as cursor:
-        cursor.execute(
-            """UPDATE escalation_integration i SET event_count = i.event_count + x.n, last_event_at = GREATEST(i.last_event_at, x.at)
-               FROM unnest(%s::bigint[], %s::bigint[], %s::timestamptz[]) AS x(id, n, at) WHERE i.id = x.id""",
-            [ids, [counts[pk] for pk in ids], [last[pk] for pk in ids]],
-        )

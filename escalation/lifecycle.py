@@ -35,7 +35,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import connection, transaction
-from django.db.models import F
+from django.db.models import Case, F, Value, When
 from django.utils.translation import gettext as _
 
 from channels_app import outbox
@@ -464,7 +464,8 @@ def _move(
     entries: list[tuple[int, str, dict[str, Any], bool]] = []
     by_sets: dict[str, tuple[dict[str, Any], list[int]]] = {}
     changed: list[Incident] = []
-    with transaction.atomic():
+    # A batch that fails takes its caller's transaction with it; only a refusal must leave that whole.
+    with transaction.atomic(savepoint=not checks):
         for incident in Incident.objects.select_for_update(no_key=True).filter(pk__in=list(ids)).order_by("pk"):
             if checks and incident.progress not in move.starts:
                 continue
@@ -505,9 +506,8 @@ def _follow(move: Move, pks: list[int], now: datetime) -> None:
     """What a change of progress does to the rows around the incident, in the order of locks."""
     if move.to == CLOSED:
         # Recovered alerts were closed by their source; the others are let go of, so that the key opens a new alert.
-        alerts = Alert.objects.filter(incident_id__in=pks, is_open=True)
-        alerts.exclude(status="Ok").update(close_time=now)
-        alerts.update(is_open=False)
+        let_go = Case(When(status="Ok", then=F("close_time")), default=Value(now))
+        Alert.objects.filter(incident_id__in=pks, is_open=True).update(is_open=False, close_time=let_go)
     if move.to == TRIGGERED:
         Responder.objects.filter(incident_id__in=pks, acknowledged_at__isnull=False, assigned_at__isnull=True).delete()
         Responder.objects.filter(incident_id__in=pks, acknowledged_at__isnull=False).update(acknowledged_at=None)
