@@ -265,8 +265,8 @@ def serve(
 ) -> bool:
     """Holds the slot for one stint and calls `one_pass(now)` whenever something may be due; False when the slot was not to be had.
 
-    `one_pass` does what is due in a bounded batch (its time is the longest silence of the heartbeat: 0.2 s) and returns the seconds until
-    the next thing known to be due, 0 for "there is more now", None for "I know of nothing". Between passes we sleep until then, at most a
+    `one_pass` does what is due in a bounded batch (its time is the longest silence of the heartbeat: 0.2 s) and returns the seconds from
+    `now` to the next thing known to be due, 0 for "there is more now", None for "I know of nothing". Between passes we sleep until then, at most a
     second, or until NOTIFY on `channel` or `waker.set()`. What it raises is logged, and it is called again after 0.05 to 1 s.
     `prepare()` runs while the predecessor still works (start threads); nothing may be claimed in it. `finish(left)` runs after the slot
     was freed and the successor works already: end what is in flight, asking `left()` for the seconds it may still take (it shrinks when
@@ -325,17 +325,19 @@ def _work(slot: str, one_pass: Callable[[datetime], float | None], line: _Line, 
         return now >= ends - ASK_BEFORE and place.followed()
 
     while not over():
+        began = time.monotonic()
         try:
             pause = one_pass(line.now())
             pause = LONGEST_SLEEP if pause is None else min(LONGEST_SLEEP, pause)
             failures = 0
         except Exception as error:
             failures += 1
+            began = time.monotonic()
             pause = min(1.0, 0.05 * 2 ** min(failures, 5))
             _report(slot, error, failures)
             line.close()
             connections.close_all()
-        due = time.monotonic() + pause
+        due = began + pause
         while (rest := due - time.monotonic()) > 0 and not over():
             look = min(rest, LOOK if time.monotonic() < ends - ASK_BEFORE else LOOK / 5)
             if failures:
