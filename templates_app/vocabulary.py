@@ -23,8 +23,11 @@ def bare(value: Any) -> Any:
     return str(value) if isinstance(value, Markup) else value
 
 
-def _paid(function: Callable[..., Any], deep: bool = False) -> Callable[..., Any]:
-    """A filter or test of Jinja's that pays for what it is given and what it makes; `deep` ones look into every level."""
+def _paid(function: Callable[..., Any], *, deep: bool = False, letters: bool = False) -> Callable[..., Any]:
+    """A filter or test of Jinja's that pays for what it is given and what it makes.
+
+    `deep` ones look into every level of a list, `letters` ones take a text letter by letter, like any list.
+    """
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -32,7 +35,7 @@ def _paid(function: Callable[..., Any], deep: bool = False) -> Callable[..., Any
         plain = [bare(arg) for arg in args]
         for arg in (*plain, *kwargs.values()):
             if isinstance(arg, str):
-                given.pay(1 + (len(arg) >> 6))
+                given.pay(1 + (len(arg) if letters else len(arg) >> 6))
             elif isinstance(arg, (list, tuple, dict)):
                 given.pay(weight(arg) if deep else 1 + len(arg))
         result = function(*plain, **{key: bare(value) for key, value in kwargs.items()})
@@ -144,11 +147,13 @@ def _length(value: Any) -> int:
     return len(value) if isinstance(value, (str, list, tuple, dict)) else 0
 
 
-_SHALLOW = "abs capitalize default d first items last list lower map reject rejectattr reverse select selectattr trim upper"
-_DEEP = "dictsort groupby max min sort unique"
+_TEXT: Final = "capitalize default d lower trim upper"
+_ITEMS: Final = "abs first items last list map reject rejectattr reverse select selectattr"
+_DEEP: Final = "dictsort groupby max min sort unique"
 FILTERS: Final[dict[str, Callable[..., Any]]] = {
-    **{name: _paid(DEFAULT_FILTERS[name]) for name in _SHALLOW.split()},
-    **{name: _paid(DEFAULT_FILTERS[name], deep=True) for name in _DEEP.split()},
+    **{name: _paid(DEFAULT_FILTERS[name]) for name in _TEXT.split()},
+    **{name: _paid(DEFAULT_FILTERS[name], letters=True) for name in _ITEMS.split()},
+    **{name: _paid(DEFAULT_FILTERS[name], deep=True, letters=True) for name in _DEEP.split()},
     "center": _center,
     "count": _length,
     "e": _escape,

@@ -155,6 +155,8 @@ HOSTILE |= {
     "long number": "{{ " + "9" * 60000 + " }}",
     "the meter by its name": "{{ [-1000000000]|map('~tick')|list }}{{ [-1000000000]|map('~enter')|list }}" + NESTED,
     "call what cannot be called": "{{ labels() }}{{ alerts() }}",
+    "wide least letter": loops("{% set x = u|min %}", 100, LONG),
+    "wide reject of letters": loops("{% set x = u|reject('defined')|list %}", 100, LONG),
     "many openings": "{{" * 30000,
     "many names": "".join(f"{{% set v{number} = 1 %}}" for number in range(380)),
 }
