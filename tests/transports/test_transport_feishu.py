@@ -211,3 +211,10 @@ def test_addresses_that_are_not(url, words):
 def test_the_keyword_is_a_hash_unless_said_otherwise():
     form = Feishu.Settings(data={"url": "https://open.feishu.cn/open-apis/bot/v2/hook/c0ffee00-1234"})
     assert form.is_valid() and form.cleaned_data["keyword"] == "#"
+
+
+def test_a_text_of_the_declared_length_is_not_cut(bot):
+    """The outbox fills a bundle up to max_bytes: what the card cut off would be an incident nobody reads."""
+    text = "".join(f'#{number:06X} "disk" of host-{number} is full\n' for number in range(1000))[: Feishu.max_bytes]
+    assert transport(bot).send(page(text=text, subject="标" * 200, url="https://oncall.example.com/" + "x" * 500), "").detail == ""
+    assert text_of(bot.said[0]) == text
