@@ -49,7 +49,7 @@ def test_every_default_text_says_what_it_must(event: str, fmt: str, language: st
             if fmt != "voice":
                 assert "#a1b2c3" in text  # the number people say, and `#` is the keyword IM bots are set up with
         if event == "code":
-            assert "042137" in re.sub(r"[^0-9]", "", text) if fmt == "voice" else "042137" in text
+            assert ("0 4 2 1 3 7" if fmt == "voice" else "042137") in text  # the two forms the outbox cuts out of its records
         if event in ("bundle", "test") and fmt not in ("voice", "html", "plain"):
             assert "#" in text
         if fmt not in ("html", "voice"):
