@@ -1,6 +1,7 @@
 """A Feishu group bot as strict as the real one: it checks key, size, shape, signature, clock, keyword and rate, and refuses with HTTP 200.
 
-Error bodies are the provider's own ("Custom bot usage guide" and bodies captured from it)."""
+Codes and what they mean are from the "Custom bot usage guide". The body of 19001 is a captured one; the wording of the other refusals is ours,
+so nothing may depend on it. This fake was written from the same reading of the guide as the transport: it is no proof against the real one."""
 
 import base64
 import hashlib
