@@ -205,7 +205,7 @@ _CODE: Final = {
             "dim",
         ),
     ),
-    "voice": "Your verification code is {{ code|list|join() }}, good for {{ minutes }} minutes.",
+    "voice": "Your verification code is {{ code|list|join(' ') }}, good for {{ minutes }} minutes.",
 }
 
 _TEST: Final = {

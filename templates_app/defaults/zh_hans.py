@@ -199,7 +199,7 @@ _CODE: Final = {
         + cell('<span style="font-size:28px;letter-spacing:4px;font-weight:600">{{ code }}</span>', "padding:8px 24px")
         + cell("{{ minutes }} 分钟内有效。请勿告诉他人；如果不是您本人操作，请忽略本邮件。", "padding:4px 24px 20px", "dim"),
     ),
-    "voice": "您的验证码是 {{ code|list|join() }}，{{ minutes }} 分钟内有效。",
+    "voice": "您的验证码是 {{ code|list|join(' ') }}，{{ minutes }} 分钟内有效。",
 }
 
 _TEST: Final = {
