@@ -70,13 +70,36 @@ def accept(integration_id: int, parsed: Sequence[Parsed], raw: bytes | None = No
         )
         for e in parsed
     ]
-    with connection.cursor() as cursor:
-        if len(parsed) == 1:
-            cursor.execute(_INSERT, [integration_id, now, keys[0], parsed[0].event_status, payloads[0], raw])
-        else:
-            cursor.execute(_INSERT_MANY, [integration_id, now, keys, [e.event_status for e in parsed], payloads])
+    if len(parsed) == 1:
+        _insert(_INSERT, [integration_id, now, keys[0], parsed[0].event_status, payloads[0], raw])
+    else:
+        _insert(_INSERT_MANY, [integration_id, now, keys, [e.event_status for e in parsed], payloads])
     wake("intake")
     return keys
+
+
+# Most senders drop an alert that is refused, so a database that is being restarted is waited for, within the second a web process may take.
+_RECONNECT_AFTER = (0.0, 0.2, 0.5)  # seconds
+
+
+def _insert(statement: str, params: list[Any]) -> None:
+    """Runs the statement on a connection that works, however often the old one turns out to be dead.
+
+    One that breaks in mid-statement may have written the event; writing it again makes a duplicate, which intake discards by its key.
+    """
+    # Otherwise Django asks the server whether it is there before each request's first statement: a fifth of what an accept costs.
+    connection.health_check_done = True
+    for delay in (*_RECONNECT_AFTER, None):
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(statement, params)
+            return
+        except (OperationalError, InterfaceError):
+            alive = connection.connection is not None and not connection.connection.closed
+            if alive or delay is None or connection.in_atomic_block:
+                raise
+            connection.close()
+            time.sleep(delay)
 
 
 # --- What a batch holds in memory ------------------------------------------------------------------------------------------

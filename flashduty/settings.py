@@ -134,6 +134,7 @@ INSTALLED_APPS = [
     "flashduty",
 ]
 MIDDLEWARE = [
+    "flashduty.api.ingest.lane",  # pushes of alert sources pass the rest by
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",

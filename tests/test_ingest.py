@@ -185,6 +185,10 @@ def test_only_post_and_no_redirect_ever(push):
         assert (response.status_code, response.json()["error"]["code"]) == (400, "MethodNotAllowed")
 
 
+def test_whatever_name_its_sender_knows_this_host_by(push):
+    assert push(GOOD, Host="10.0.0.7:8000")[0] == 200
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = 1000.0

@@ -287,3 +287,23 @@ def test_an_incident_that_somebody_holds_makes_only_its_own_events_wait():
     assert stage.outcomes() == ["created", "created", None, "recovered", None, "created"]
     stage.take()
     assert stage.outcomes() == ["created", "created", "recovered", "recovered", "created", "created"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_database_that_was_restarted_costs_no_event():
+    stage = Stage()
+    stage.send(key="before")
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        pid = cursor.fetchone()[0]
+
+    def kill():
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(%s, 2000)", [pid])
+        connections.close_all()
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    thread.join()
+    stage.send(key="after").take()
+    assert stage.outcomes() == ["created", "created"]
