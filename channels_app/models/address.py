@@ -8,17 +8,13 @@ from channels_app.models.channel import Channel
 class Address(models.Model):
     channel = models.ForeignKey(Channel, on_delete=models.CASCADE, related_name="addresses")
     target = models.CharField(max_length=300, blank=True)  # a phone, a mailbox, a chat id; "" = the channel itself (a group bot, a webhook)
-    # Token bucket of the provider's limits, one per declared window: {"60": [tokens, refilled_at seconds]}.
+    # When the last messages were sent, one list of Unix seconds per limit that applies: {"20/60": [t, ...]} (channels_app.limits).
     buckets = models.JSONField(default=dict)
     blocked_until = models.DateTimeField(null=True)  # the provider said: not before
     blocked_reason = models.CharField(max_length=300, blank=True)
     next_at = models.DateTimeField(null=True)  # when something here is due; NULL = nothing waits
-    holder = models.CharField(max_length=40, blank=True)  # the drain that works on it
-    lease_until = models.DateTimeField(null=True)
+    priority = models.SmallIntegerField(default=0)  # about the best Delivery.priority of what waits: which address goes first
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["channel", "target"], name="address_once")]
-        indexes = [
-            models.Index(fields=["next_at"], name="address_due", condition=models.Q(next_at__isnull=False)),
-            models.Index(fields=["holder"], name="address_held", condition=~models.Q(holder="")),
-        ]
+        indexes = [models.Index(fields=["next_at"], name="address_due", condition=models.Q(next_at__isnull=False))]

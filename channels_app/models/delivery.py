@@ -29,10 +29,10 @@ class Delivery(models.Model):
         BUNDLED = "bundled", _("bundled")  # its text went out inside the message named in bundled_by
 
     uid = models.UUIDField(default=uuid.uuid4, unique=True)  # goes out as delivery_id and as idempotency key
-    notification = models.ForeignKey(Notification, on_delete=models.CASCADE, related_name="deliveries")
+    notification = models.ForeignKey(Notification, on_delete=models.CASCADE, related_name="deliveries", db_index=False)
     topic = models.BigIntegerField(null=True)  # the notification's, here so that cancelling needs no join
     channel = models.ForeignKey(Channel, on_delete=models.PROTECT, related_name="deliveries")
-    address = models.ForeignKey(Address, on_delete=models.PROTECT, related_name="deliveries")
+    address = models.ForeignKey(Address, on_delete=models.PROTECT, related_name="deliveries", db_index=False)
     member = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="deliveries")
     state = models.CharField(max_length=10, choices=State.choices, default=State.QUEUED)
     reason = models.CharField(max_length=500, blank=True)
@@ -40,14 +40,16 @@ class Delivery(models.Model):
     priority = models.SmallIntegerField(default=0)
     is_page = models.BooleanField(default=False)
     survives_ack = models.BooleanField(default=False)
+    # Cancelled while a request was out or after it: what was sent stays sent, but nothing more leaves on its account.
+    withdrawn = models.BooleanField(default=False)
     mentions = models.JSONField(default=list)  # ids on the IM platform, or phones, to @ in a group
     created_at = models.DateTimeField()
     not_before = models.DateTimeField()  # preference delay, retry back-off
     deadline_at = models.DateTimeField()  # what would wait past it takes the fallback now; it never ends the page
     give_up_at = models.DateTimeField()  # a page that nothing can deliver is tried with back-off until then (24 h)
     fallback_at = models.DateTimeField(null=True)  # when the fallback starts unless this was sent before; NULL = started, or not needed
-    fallback_of = models.ForeignKey("self", null=True, on_delete=models.CASCADE, related_name="fallbacks")
-    bundled_by = models.ForeignKey("self", null=True, on_delete=models.SET_NULL, related_name="bundled")
+    fallback_of = models.ForeignKey("self", null=True, on_delete=models.CASCADE, related_name="fallbacks", db_index=False)
+    bundled_by = models.ForeignKey("self", null=True, on_delete=models.SET_NULL, related_name="bundled", db_index=False)
     attempts = models.SmallIntegerField(default=0)  # requests that may have left, counted before they leave
     tries = models.SmallIntegerField(default=0)  # of these, those that count against the budget (our own crashes do not)
     possible_repeat = models.BooleanField(default=False)  # an earlier attempt ended unknown
@@ -68,7 +70,11 @@ class Delivery(models.Model):
             models.Index(fields=["address", "priority", "id"], name="delivery_queued", condition=models.Q(state="queued")),
             models.Index(fields=["holder"], name="delivery_sending", condition=models.Q(state="sending")),
             models.Index(fields=["fallback_at"], name="delivery_fallback", condition=models.Q(fallback_at__isnull=False)),
-            models.Index(fields=["topic"], name="delivery_topic_open", condition=models.Q(state__in=["queued", "sending"])),
+            # One in flight per chat is counted over all drains.
+            models.Index(fields=["address"], name="delivery_in_flight", condition=models.Q(state="sending")),
+            models.Index(fields=["topic"], name="delivery_topic", condition=models.Q(topic__isnull=False)),
+            models.Index(fields=["fallback_of"], name="delivery_fallback_of", condition=models.Q(fallback_of__isnull=False)),
+            models.Index(fields=["bundled_by"], name="delivery_bundled_by", condition=models.Q(bundled_by__isnull=False)),
             models.Index(fields=["notification"], name="delivery_notification"),
             models.Index(fields=["message_id"], name="delivery_message_id", condition=~models.Q(message_id="")),
         ]

@@ -1,0 +1,126 @@
+"""What sending needs to know beforehand, read from rows and kept as plain values: channels with their transports opened, their circuit
+breakers, the texts of template sets, whose language. Sender threads use it, and they never touch the database."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from django.utils.translation import gettext as _
+
+from channels_app import limits, transport
+from channels_app.models import Channel, ChannelHealth
+from channels_app.transport import Http, Limit, Transport
+from mapping.models import Installation, Member
+from templates_app.choose import TemplateRow
+from templates_app.models import TemplateSet
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    id: int
+    name: str
+    language: str
+    time_zone: str
+
+
+@dataclass(slots=True)
+class Open:
+    """A channel ready to send. `transport` is None where it cannot be used, and `trouble` says why."""
+
+    id: int
+    kind: str
+    name: str
+    style: type[Transport]
+    transport: Transport | None
+    trouble: str
+    limits: tuple[Limit, ...]
+    fallback_kinds: tuple[str, ...]
+    fallback_channel: int | None
+    failures: int = 0
+    open_until: datetime | None = None
+    last_success_at: datetime | None = None
+
+    @property
+    def concurrency(self) -> int:
+        return max(1, self.style.concurrency)
+
+
+@dataclass(slots=True)
+class Book:
+    """Read anew by `refresh`; between two reads at most a second old in a drain."""
+
+    channels: dict[int, Open] = field(default_factory=dict)
+    texts: dict[int, Sequence[TemplateRow]] = field(default_factory=dict)
+    language: str = "en"
+    read_at: datetime | None = None
+    _known: dict[int, tuple[Any, Open]] = field(default_factory=dict)
+
+    def refresh(self, now: datetime) -> None:
+        """Reads all channels and their breakers. A transport whose channel did not change stays open, with its connections."""
+        self.language = Installation.objects.filter(id=1).values_list("language", flat=True).first() or Installation.get().language
+        health = {row.channel_id: row for row in ChannelHealth.objects.all()}
+        self.channels = {}
+        for row in Channel.objects.all():
+            seen = (
+                row.kind, row.name, row.status, row.settings, row.proxy, row.ca_bundle, row.allowed_hosts, row.limits, row.fallback_kinds,
+                row.fallback_channel_id,
+            )  # fmt: skip
+            known = self._known.get(row.id)
+            entry = known[1] if known is not None and known[0] == seen else _opened(row)
+            self._known[row.id] = (seen, entry)
+            if row.id in health:
+                state = health[row.id]
+                entry.failures, entry.open_until, entry.last_success_at = state.failures, state.open_until, state.last_success_at
+            else:
+                entry.failures, entry.open_until, entry.last_success_at = 0, None, None
+            self.channels[row.id] = entry
+        self.texts = {}
+        self.read_at = now
+
+    def add_texts(self, set_ids: Iterable[int]) -> None:
+        """Reads the template sets that are not known yet; one that does not exist any more has no texts."""
+        wanted = set(set_ids) - self.texts.keys()
+        if wanted:
+            found = {row.id: row.rows() for row in TemplateSet.objects.filter(id__in=wanted).prefetch_related("templates")}
+            self.texts |= {pk: found.get(pk, ()) for pk in wanted}
+
+
+def people(ids: Iterable[int]) -> dict[int, Person]:
+    """Members as the texts need them."""
+    wanted = sorted(set(ids))
+    rows = Member.objects.filter(id__in=wanted).values_list("id", "name", "language", "time_zone") if wanted else ()
+    return {row[0]: Person(*row) for row in rows}
+
+
+def _opened(row: Channel) -> Open:
+    opened: Transport | None = None
+    trouble = ""
+    try:
+        style = transport.get(row.kind)
+        if row.status != "enabled":
+            trouble = _("The channel %(name)s is switched off.") % {"name": row.name}
+        else:
+            opened = style(row.settings, Http(row.proxy, row.ca_bundle, row.allowed_hosts))
+    except Exception as error:
+        # A channel that cannot be opened must not stop the others; its messages fail with this sentence.
+        log.warning("channel %s (%s) cannot be opened: %s", row.id, row.kind, type(error).__name__)
+        style = transport.transports().get(row.kind, Transport)
+        trouble = _("The channel %(name)s cannot be used: %(why)s") % {
+            "name": row.name,
+            "why": str(error) if isinstance(error, LookupError) else type(error).__name__,
+        }
+    return Open(
+        id=row.id,
+        kind=row.kind,
+        name=row.name,
+        style=style,
+        transport=opened,
+        trouble=trouble,
+        limits=limits.own(row.limits, style.limits),
+        fallback_kinds=tuple(style.fallback_kinds if row.fallback_kinds is None else row.fallback_kinds),
+        fallback_channel=row.fallback_channel_id,
+    )

@@ -1,0 +1,78 @@
+"""When a message is tried again, when the fallback starts and when it is given up: the numbers, and the one decision after each attempt.
+
+Pure: rows and clocks stay outside. A page is never waited for silently, and a deadline never ends it: both start the fallback only."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final, Literal
+
+from channels_app.http import DeliveryError
+from channels_app.transport import Receipt
+
+# Every wait of a page counts: a provider's limit, a block, a quota, a retry. What would end after it takes the fallback now.
+DEADLINES: Final = {"Critical": timedelta(seconds=60), "Warning": timedelta(minutes=5), "Info": timedelta(hours=1)}
+BUDGET: Final = timedelta(seconds=10)  # from the first request; then the fallback starts and the original goes on
+TRIES: Final = 3
+GIVE_UP: Final = timedelta(hours=24)
+GIVE_UP_NOTICE: Final = timedelta(hours=1)  # an acknowledged or closed notice is of no use to anybody later
+LEASE: Final = timedelta(seconds=30)  # longer than any request lasts: http.py ends them at 8 s
+BACKOFF: Final = (1, 3, 10, 30, 60, 120, 300)  # seconds after the first, second, ... try
+BREAKER_FAILURES: Final = 5
+BREAKER_SECONDS: Final = (30, 60, 120, 300)
+PROBE_SECONDS: Final = 10  # how long a probe has before the next one goes
+
+Outcome = Literal["sent", "delivered", "failed", "network", "unknown"]
+
+
+def deadline(severity: str) -> timedelta:
+    """How long a page of this severity may wait before its fallback starts."""
+    return DEADLINES.get(severity, DEADLINES["Info"])
+
+
+def priority(severity: str, rank: int) -> int:
+    """Lower goes first: the most severe, then first pages, escalations, loops and status notices (rank 0 to 3)."""
+    return {"Critical": 0, "Warning": 1}.get(severity, 2) * 4 + rank
+
+
+def backoff(tries: int, seed: int) -> timedelta:
+    """How long to wait after `tries` counted tries, spread by +-20 % over deliveries (`seed`) so that they do not come back together."""
+    spread = 0.8 + 0.4 * ((seed * 2654435761 + tries * 40503) % 1000) / 1000
+    return timedelta(seconds=BACKOFF[min(max(tries, 1), len(BACKOFF)) - 1] * spread)
+
+
+def open_for(failures: int) -> timedelta | None:
+    """How long a channel is left alone after so many failures in a row; None while it is not."""
+    if failures < BREAKER_FAILURES:
+        return None
+    return timedelta(seconds=BREAKER_SECONDS[min(failures - BREAKER_FAILURES, len(BREAKER_SECONDS) - 1)])
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What becomes of a delivery after an attempt."""
+
+    outcome: Outcome  # of the attempt, for its log line
+    state: Literal["sent", "delivered", "queued", "failed", "unknown"]  # of the delivery
+    reason: str = ""
+    not_before: datetime | None = None  # of the next try, where state is queued
+    fallback: bool = False  # evidence that this channel does not reach the person: the fallback starts now
+    provider_failed: bool = False  # counts for the channel's circuit breaker
+
+
+def judge(
+    said: Receipt | DeliveryError, *, tries: int, seed: int, is_page: bool, deadline_at: datetime, give_up_at: datetime, now: datetime
+) -> Verdict:
+    """Decides after an attempt that ended at `now`; `tries` includes it."""
+    if isinstance(said, Receipt):
+        return Verdict(said.state, said.state)
+    outcome: Outcome = "unknown" if said.left else "network" if said.is_network else "failed"
+    reason = said.text[:500]
+    if said.permanent:
+        return Verdict(outcome, "failed", reason, fallback=is_page)
+    wait = max(backoff(tries, seed), timedelta(seconds=max(said.retry_after or 0, said.blocked or 0)))
+    asked_to_wait = said.retry_after is not None or said.blocked is not None
+    at = now + wait
+    if at >= give_up_at:
+        return Verdict(outcome, "unknown" if said.left else "failed", reason, fallback=is_page, provider_failed=not asked_to_wait)
+    spent = tries >= TRIES or at >= deadline_at
+    return Verdict(outcome, "queued", reason, at, fallback=is_page and spent, provider_failed=not asked_to_wait)
