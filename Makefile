@@ -61,9 +61,11 @@ production = FLASHDUTY_MODE=production BASE_URL=https://oncall.example.com DATAB
 	FLASHDUTY_SECRET_KEY=for-make-check-only-0123456789-abcdefghijklmnopqrstuvwxyz-ABCDEFGH \
 	FLASHDUTY_ENCRYPTION_KEYS=MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE= FLASHDUTY_LINK_KEYS=for-make-check-only-0123456789-abcdefghij
 
+# make chaos KILLS=2000 CHAOS="--seed 7"    (first it shows that its checks can fail)
 chaos:
 	@$(install) test
-	@exec $(bare) $(call quoted,$(python)) -m tests.chaos $(CHAOS)
+	@$(bare) $(call quoted,$(python)) -m tests.chaos --self-test
+	@exec $(bare) $(call quoted,$(python)) -m tests.chaos $(if $(KILLS),--kills $(KILLS)) $(CHAOS)
 
 bench:
 	@$(install) test

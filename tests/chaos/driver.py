@@ -1,0 +1,284 @@
+"""One run: start, load, kill after kill, settle, judge, report. Bounded in time and traffic; nothing of it is left behind."""
+
+import argparse
+import itertools
+import random
+import re
+import secrets
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+from . import verdict as judging
+from .ledger import Ledger
+from .load import Load, why_not
+from .product import KINDS, NOT_OURS, Product
+from .verdict import Kill, Verdict
+
+RECOVERY = 2.0  # seconds until the next page after a kill of a process of ours
+PATIENCE = 40.0  # after so long without becoming whole the product is taken for dead: a finding, and a fresh start
+SETTLE = 60.0  # what was accepted has so long to arrive after the last kill
+UNDISTURBED = 8.0  # seconds before the first kill: sites list themselves, and this is what a silence is compared with
+SITE_WAIT = 5.0  # a site that nobody passes within so long is not visited this time
+IN_RECOVERY = 0.15  # share of kills after which the next one does not wait for the recovery
+ALARMS = re.compile(r"Traceback|deadlock detected|PANIC:|IntegrityError|nothing handed out")
+
+
+class Driver:
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.random = random.Random(options.seed)
+        self.run = secrets.token_hex(3)
+        self.ledger = Ledger(options.slowest, options.seed)
+        self.product = Product(Path(tempfile.mkdtemp(prefix="flashduty-chaos-")), self.ledger.url, self.ledger.port)
+        self.kills: list[Kill] = []
+        self.visits: defaultdict[str, int] = defaultdict(int)
+        self.misses: defaultdict[str, int] = defaultdict(int)
+        self.dead: list[str] = []  # what the product did not recover from
+        self.slow_stop: list[str] = []
+        self.number = 0
+        self.settled = True
+        self.told = 0.0
+        self.unaccepted = 0
+
+    def main(self) -> int:
+        """0 when nothing was lost or repeated without a label and everything recovered."""
+        begun = time.monotonic()
+        load: Load | None = None
+        try:
+            took = self.product.start()
+            print(
+                f"The product is ready after {took:.1f} s on port {self.product.port}; {self.options.rate:g} alerts/s; seed {self.options.seed}.",
+                flush=True,
+            )
+            load = Load(self.product.demo, self.ledger, self.options.rate, self.run, self.options.seed)
+            load.start()
+            time.sleep(UNDISTURBED)
+            calm = judging.silences(self.ledger.arrivals, begun + took + 2, time.monotonic())[1]
+            begun_kills = time.monotonic()
+            while len(self.kills) < self.options.kills and time.monotonic() - begun < self.options.seconds:
+                self._round()
+                self._tell(load)
+            lasted = time.monotonic() - begun_kills
+            self.product.disarm()
+            self._recover()
+            self.unaccepted = load.stop_sending(30)
+            self._wait_for_the_rest(load)
+            kills = self._with_ends()
+            verdict = judging.judge(
+                dict(load.accepted),
+                list(self.ledger.arrivals),
+                kills,
+                dict(load.acknowledged),
+                lambda key: why_not(self.product.demo(), key),
+            )
+            load.close()
+            self._end()
+            return self._report(verdict, kills, load, calm, lasted)
+        except RuntimeError as error:
+            print(f"FAILED: {error}", file=sys.stderr)
+            return 1
+        finally:
+            if load is not None:
+                load.close()
+            if self.options.keep:
+                self.product.kill_everything()
+                print(f"kept: {self.product.folder}")
+            else:
+                self.product.remove()
+            self.ledger.close()
+
+    # ---- one kill
+
+    def _round(self) -> None:
+        """The least visited kind or site, with a little chance in it."""
+        wanted = self.options.only
+        sites = [site for site in self.product.sites() if wanted in site and "| start |" not in site]
+        sites = [site for site in sites if self.misses[site] <= self.visits[site] + 1]
+        kinds = [kind for kind in KINDS if wanted in kind]
+        use_site = bool(sites) and (not kinds or self.random.random() < 0.5)
+        pool = sites if use_site else kinds
+        if not pool:
+            raise RuntimeError(f"nothing to kill is called {wanted!r}")
+        # A start of everything takes seconds: it comes a third as often as the others.
+        name = min(pool, key=lambda one: (self.visits[one] + self.misses[one]) * (3 if one == "machine" else 1) + self.random.random())
+        kill = self._at_site(name) if use_site else self._from_outside(name)
+        if kill is None:
+            self.misses[name] += 1
+            return
+        kill.alone = self.settled
+        self.visits[name] += 1
+        self.kills.append(kill)
+        if self.random.random() < IN_RECOVERY and kill.kind != "machine":
+            kill.alone = self.settled = False
+            time.sleep(self.random.uniform(0.02, 0.8))
+        else:
+            self._recover()
+            time.sleep(self.random.uniform(0.1, 0.6))
+
+    def _at_site(self, site: str) -> Kill | None:
+        self.number += 1
+        self.product.arm(self.number, site, self.random.choice((1, 1, 2, 3, 7)))
+        until = time.monotonic() + SITE_WAIT
+        while time.monotonic() < until:
+            if (at := self.product.fired(self.number)) is not None:
+                return Kill(at, "site", site)
+            time.sleep(0.01)
+        self.product.disarm()
+        at = self.product.fired(self.number)
+        return Kill(at, "site", site) if at is not None else None
+
+    def _from_outside(self, kind: str) -> Kill | None:
+        pids = self.product.victims(kind, self.random)
+        if not pids:
+            return None
+        kill = Kill(self.product.kill(pids), kind, ours=kind not in NOT_OURS)
+        if kind == "machine":
+            self.product.kill_everything()
+            self._start_again()
+        return kill
+
+    def _start_again(self) -> None:
+        """As a person types `make run` again, sometimes dying once more on the way (the sites of the start)."""
+        starts = [site for site in self.product.sites() if "| start |" in site and self.misses[site] <= self.visits[site]]
+        site = min(starts, key=lambda one: self.visits[one] + self.random.random()) if starts else ""
+        if site:
+            self.number += 1
+            self.product.arm(self.number, site, 1)
+        self.product.start()
+        if site:
+            self.product.disarm()
+            if (at := self.product.fired(self.number)) is not None:
+                self.visits[site] += 1
+                self.kills.append(Kill(at, "site", site, alone=False, ours=False))
+            else:
+                self.misses[site] += 1
+
+    def _recover(self) -> None:
+        """Waits until everything is there once and a page arrived that was sent after that moment's look."""
+        begun = time.monotonic()
+        arrived = len(self.ledger.arrivals)
+        while time.monotonic() - begun < PATIENCE:
+            if self.product.whole() and len(self.ledger.arrivals) > arrived:
+                self.settled = True
+                return
+            time.sleep(0.05)
+        last = self.kills[-1].name if self.kills else "the start"
+        here = ", ".join(sorted(process.role for process in self.product.processes()))
+        self.dead.append(f"not whole {PATIENCE:.0f} s after {last}: {here}; slots {self.product.holders()}\n{self.product.tail(15)}")
+        print(f"NOT WHOLE after {last}; everything is started again", flush=True)
+        self.product.kill_everything()
+        self.product.start()
+        self.kills.append(Kill(time.monotonic(), "machine", alone=False, ours=False))
+        self.settled = True
+
+    def _wait_for_the_rest(self, load: Load) -> None:
+        until = time.monotonic() + SETTLE
+        while time.monotonic() < until:
+            here = {one.title for arrival in list(self.ledger.arrivals) for one in arrival.incidents}
+            if here.issuperset(dict(load.accepted)):
+                break
+            time.sleep(0.5)
+        time.sleep(1.0)  # a repeat that is on its way is part of the judgement
+
+    def _end(self) -> None:
+        took, left = self.product.stop()
+        if took > 3 or left:
+            self.slow_stop.append(f"Ctrl-C took {took:.1f} s and left {len(left)} processes: {left[:5]}")
+
+    # ---- words
+
+    def _tell(self, load: Load) -> None:
+        if time.monotonic() - self.told > 15:
+            self.told = time.monotonic()
+            print(
+                f"  {len(self.kills)} kills, {len(load.accepted)} accepted, {len(self.ledger.arrivals)} arrived, {len(self.product.sites())} sites, "
+                f"{load.retries} sends tried again, {len(self.dead)} not whole",
+                flush=True,
+            )
+
+    def _with_ends(self) -> list[Kill]:
+        kills = sorted(self.kills, key=lambda kill: kill.at)
+        for kill, following in itertools.pairwise(kills):
+            kill.until = following.at
+        if kills:
+            kills[-1].until = min(time.monotonic(), kills[-1].at + 10)
+        return kills
+
+    def _report(self, verdict: Verdict, kills: list[Kill], load: Load, calm: float, lasted: float) -> int:
+        arrivals = list(self.ledger.arrivals)
+        waits: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
+        repeats: defaultdict[str, list[int]] = defaultdict(list)
+        ours: list[float] = []
+        for index, kill in enumerate(kills):
+            repeats[kill.name].append(verdict.repeats.get(index, 0))
+            if kill.alone and kill.until > kill.at:
+                waits[kill.name].append(judging.silences(arrivals, kill.at, kill.until))
+                if kill.ours:
+                    ours.append(waits[kill.name][-1][1])
+        print(
+            "\n     what was killed                                                          visits missed | next page  longest silence (s) | repeats"
+        )
+        print(
+            "                                                                                              |   median   median      max     | all  most"
+        )
+        order = [*KINDS, *sorted(set(self.product_sites()) | {kill.site for kill in kills if kill.site})]
+        for name in order:
+            visits, missed = self.visits[name], self.misses[name]
+            seen, many = waits[name], repeats[name]
+            numbers = (
+                f"{statistics.median(w[0] for w in seen):8.2f} {statistics.median(w[1] for w in seen):8.2f} {max(w[1] for w in seen):8.2f}"
+                if seen
+                else " " * 26
+            )
+            print(f"     {name[:74]:<74} {visits:>4} {missed:>6} | {numbers}     | {sum(many):>3} {max(many, default=0):>5}")
+        sites = sum(kill.kind == "site" for kill in kills)
+        distinct = len({kill.name for kill in kills if kill.kind == "site"})
+        late = [wait for wait in ours if wait >= RECOVERY]
+        share = 1 - len(late) / len(ours) if ours else 1.0
+        delays = verdict.delays
+        print(
+            f"""
+{len(kills)} kills in {lasted:.0f} s: {sites} at {distinct} of {len(self.product_sites())} sites, {len(kills) - sites} of {len({k.kind for k in kills if k.kind != "site"})} kinds from outside
+{len(load.accepted)} accepted ({load.retries} sends tried again, {self.unaccepted} never accepted), {verdict.paged} paged, {len(arrivals)} messages, {self.ledger.torn} torn
+lost: {len(verdict.lost)}   unlabelled repeats: {len(verdict.unlabelled)}   labelled repeats: {verdict.labelled}   not paged and explained: {len(verdict.explained)}   other wrongs: {len(verdict.wrong)}
+longest silence after a kill of a process of ours (alone, {len(ours)} kills): median {statistics.median(ours) if ours else 0:.2f} s, max {max(ours, default=0):.2f} s, under {RECOVERY:g} s in {share:.1%}; undisturbed {calm:.2f} s
+accepted -> paged: median {delays[len(delays) // 2] * 1000 if delays else 0:.0f} ms, p99 {delays[int(len(delays) * 0.99)] * 1000 if delays else 0:.0f} ms, max {delays[-1] if delays else 0:.2f} s"""
+        )
+        problems: list[str] = []
+        problems += [f"lost: {key}" for key in verdict.lost]
+        problems += [f"unlabelled: {text}" for text in verdict.unlabelled]
+        problems += [f"wrong: {text}" for text in verdict.wrong]
+        problems += [f"refused: {text}" for text in load.refused]
+        problems += [f"strange: {text}" for text in self.ledger.strange]
+        problems += self.dead
+        problems += self.slow_stop
+        if self.unaccepted:
+            problems.append(f"{self.unaccepted} alerts were not accepted within 30 s of the last kill")
+        if not kills or not load.accepted:
+            problems.append("nothing was killed, or nothing accepted: this proves nothing")
+        if len(kills) < self.options.kills // 2:
+            problems.append(f"only {len(kills)} of {self.options.kills} kills in the time that was given")
+        # A shared machine has its own hiccups: one kill in fifty may be slower than the goal before the run fails.
+        if len(late) > max(1, len(ours) // 50):
+            problems.append(f"{len(late)} of {len(ours)} kills of our own processes were followed by {RECOVERY:g} s or more without a page")
+        notes = [f"explained: {key}: {reason}" for key, reason in verdict.explained.items()]
+        notes += [f"repeat where none was expected: {text}" for text in verdict.unexpected]
+        alarms: defaultdict[str, int] = defaultdict(int)
+        for line in self.product.log.read_text(errors="replace").splitlines():
+            if found := ALARMS.search(line):
+                alarms[found[0]] += 1
+        notes += [f"in the product's log: {word}: {count} times" for word, count in alarms.items()]
+        for line in notes[:40] + [f"FAILED {problem}" for problem in problems[:40]]:
+            print(line)
+        if problems:
+            kept = Path(tempfile.gettempdir()) / f"flashduty-chaos-{self.run}.log"
+            kept.write_bytes(self.product.log.read_bytes())
+            print(f"{len(problems)} problems; the product's log is {kept}")
+        return 1 if problems else 0
+
+    def product_sites(self) -> set[str]:
+        return {site for site in self.product.sites() if self.options.only in site}
