@@ -422,21 +422,9 @@ def child(where: Where, *, again: bool) -> int:
     except ImproperlyConfigured as e:
         raise Wrong(str(e)) from None
 
-    from django.conf import settings
-
     from flashduty import supervisor
 
-    return supervisor.supervise(settings.RUN_DIR, web_command(where), dict(os.environ))
-
-
-def web_command(where: Where) -> list[str]:
-    """granian; without --respawn-failed-workers one dead worker would end the server."""
-    threads = str(min(8, 2 * (os.cpu_count() or 1) + 1))  # granian warns above that, at every start
-    return [
-        sys.executable, "-m", "granian", "flashduty.wsgi:application", "--interface", "wsgi", "--host", where.host, "--port", str(where.port),
-        "--workers", "1", "--blocking-threads", threads, "--backlog", "2048", "--backpressure", "64", "--http", "1", "--no-ws",
-        "--respawn-failed-workers", "--respawn-interval", "0.1", "--workers-kill-timeout", "1", "--log-level", "warning",
-    ]  # fmt: skip
+    return supervisor.supervise(host=where.host, port=where.port)
 
 
 def _check_database() -> None:

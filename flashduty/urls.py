@@ -4,7 +4,7 @@ from django.contrib import admin
 from django.urls import path
 
 from flashduty import health
-from flashduty.api import ingest
+from flashduty.api import incidents, ingest
 from flashduty.api.envelope import route
 
 urlpatterns = [
@@ -12,4 +12,5 @@ urlpatterns = [
     *health.urls,
     route("event/push/alert/standard", ingest.Push.as_view(), "push_standard"),
     route("event/push/alert/prometheus", ingest.PushPrometheus.as_view(), "push_prometheus"),
+    *incidents.urls,
 ]

@@ -82,7 +82,7 @@ def sign(value: str, purpose: str) -> str:
     return TimestampSigner(key=settings.LINK_KEYS[0], salt=f"flashduty.{purpose}", sep=".").sign(value)
 
 
-def unsign(token: str, purpose: str, max_age: float | None = None) -> str:
+def unsign(token: str, purpose: str, max_age: int | None = None) -> str:
     """The signed value; ValueError for a wrong, foreign or too old token (seconds)."""
     for key in settings.LINK_KEYS:
         try:

@@ -30,7 +30,8 @@ class VisibleQuerySet(models.QuerySet):
             return self.none()
         if member.is_administrator:
             return self
-        return self.filter(self.model.visible_q(member)).distinct() if hasattr(self.model, "visible_q") else self.none()
+        rule = getattr(self.model, "visible_q", None)
+        return self.filter(rule(member)).distinct() if rule else self.none()
 
     def changeable_by(self, member: Any) -> "VisibleQuerySet":
         """The rows `member` may configure: everything for an administrator, what their own teams own for a manager, else nothing."""
@@ -38,9 +39,10 @@ class VisibleQuerySet(models.QuerySet):
             return self.none()
         if member.is_administrator:
             return self
-        if member.role != Role.MANAGER or not hasattr(self.model, "changeable_q"):
+        rule = getattr(self.model, "changeable_q", None)
+        if member.role != Role.MANAGER or rule is None:
             return self.none()
-        return self.filter(self.model.changeable_q(member)).distinct()
+        return self.filter(rule(member)).distinct()
 
 
 def owned_by_team(member: Any) -> models.Q:

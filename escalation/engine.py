@@ -1,0 +1,788 @@
+"""Timers and pages: takes what is due of timeline, incidents and runs, and writes what must be said to whom. `run_once(now)` is one pass.
+
+Due rows, in the order a pass takes them:
+- incidents whose snooze or auto-resolve time has come (they become timeline entries),
+- timeline entries nobody has acted on: a new incident gets a rule and a run, an acknowledgement is told to the groups that were paged,
+- runs whose `next_at` has come,
+- pages that reached nobody although every fallback was tried.
+
+Each pass is one transaction: it locks the incidents first and only then touches runs (see the lock order in the design), consumes the
+due rows and writes the next ones. Killed at any line it leaves everything due. All timing is `plan`'s; who is meant is `targets`'.
+"""
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.conf import settings
+from django.db import connection, transaction
+from django.db.models import F, Q
+
+from channels_app import outbox
+from channels_app.models import Delivery, Notification
+from escalation import lifecycle, match, plan, rules, targets
+from escalation.ids import hex_id
+from escalation.models import Alert, Event, Incident, Responder, Run, TimelineEntry
+from mapping.models import Installation
+from templates_app import events
+
+log = logging.getLogger(__name__)
+
+BATCH = 300
+CLOCK_BACK = timedelta(seconds=5)
+BACKLOG_FIRST = timedelta(seconds=10)  # after an outage of ours intake gets so long to catch up before late runs page
+
+# How urgent among pages of one severity (outbox.Notice.rank).
+FIRST, ESCALATION, LOOP, STATUS = 0, 1, 2, 3
+
+# Moves that groups which were paged are told of. What a due entry's detail holds is written at the top of lifecycle.py.
+STATUS_EVENTS = {"i_ack": events.ACKNOWLEDGED, "i_snooze": events.ACKNOWLEDGED, "i_rslv": events.CLOSED}
+
+
+@dataclass(slots=True, eq=False)
+class Live:
+    """A run in this pass: the row, what it follows and what has been decided."""
+
+    run: Run
+    incident: Incident
+    follows: rules.Frozen
+    state: plan.State
+    told: tuple[int, ...] = ()  # members the last page was meant for, so that a later layer can say "their supervisors"
+    new: bool = False
+    step: plan.Step | None = None
+    end: str = ""
+
+
+@dataclass(slots=True)
+class Batch:
+    """What a pass writes at its end, all at once."""
+
+    now: datetime
+    entries: list[TimelineEntry] = field(default_factory=list)
+    notices: list[outbox.Notice] = field(default_factory=list)
+    saved: dict[int, Live] = field(default_factory=dict)
+    touched: dict[int, Incident] = field(default_factory=dict)
+    responders: list[tuple[int, int]] = field(default_factory=list)
+
+    def note(self, incident: Incident, kind: str, detail: dict[str, Any]) -> None:
+        """A line of the timeline that needs no further work."""
+        self.entries.append(
+            TimelineEntry(incident=incident, type=kind, via="system", detail=detail, created_at=self.now, handled_at=self.now)
+        )
+
+
+def run_once(now: datetime, *, limit: int = BATCH, budget_ms: float | None = None) -> int:
+    """Does what is due at `now`, at most `limit` rows of each kind and about `budget_ms` milliseconds; how many rows were consumed."""
+    started = time.perf_counter()
+    done = _clock(now)
+    for due in (_wakes, _auto_resolves, _timeline, _runs, _exhausted):
+        if budget_ms is not None and (time.perf_counter() - started) * 1000 > budget_ms:
+            return done + 1  # more may be due: come again at once
+        try:
+            done += due(now, limit)
+        except Exception:
+            # A snapshot remembered from a transaction that is rolled back now does not exist.
+            rules.forget()
+            done += _isolate(due, now, limit)
+    return done
+
+
+def _isolate(due: Any, now: datetime, limit: int) -> int:
+    """A batch failed: take its rows one by one, so that one bad row does not stop the others."""
+    log.exception("a batch of %s failed; its rows are taken one by one", due.__name__.strip("_"))
+    done = 0
+    for _turn in range(limit):
+        try:
+            with transaction.atomic():
+                one = due(now, 1)
+        except Exception as error:
+            rules.forget()
+            log.exception("%s: a row failed", due.__name__.strip("_"))
+            one = _set_aside(due, now, f"{type(error).__name__}: {error}")
+        if not one:
+            break
+        done += one
+    return done
+
+
+def _set_aside(due: Any, now: datetime, why: str) -> int:
+    """Move the first due row of a kind out of the way for half a minute, say so on its incident, and raise the alarm."""
+    with transaction.atomic():
+        if due is _runs:
+            run = Run.objects.select_for_update(skip_locked=True).filter(ended_at=None, next_at__lte=now).order_by("next_at").first()
+            if run is None:
+                return 0
+            Run.objects.filter(id=run.id).update(next_at=now + timedelta(seconds=30))
+            incident_id = run.incident_id
+        elif due is _timeline:
+            entry = TimelineEntry.objects.select_for_update(skip_locked=True).filter(handled_at=None).order_by("id").first()
+            if entry is None:
+                return 0
+            TimelineEntry.objects.filter(id=entry.id).update(handled_at=now, detail=entry.detail | {"failed": why[:300]})
+            incident_id = entry.incident_id
+        elif due is _exhausted:
+            page = Notification.objects.filter(exhausted_at__isnull=False, exhausted_handled_at=None).order_by("exhausted_at").first()
+            if page is None or page.topic is None:
+                return 0
+            Notification.objects.filter(id=page.id).update(exhausted_handled_at=now)
+            incident_id = page.topic
+        else:
+            return 0
+        text = f"The engine could not go on with this incident: {why[:300]}"
+        TimelineEntry.objects.create(
+            incident_id=incident_id, type="i_failed", via="system", detail={"text": text}, created_at=now, handled_at=now
+        )
+        alarm(f"{text} (incident {incident_id})", now)
+        return 1
+
+
+def alarm(text: str, now: datetime) -> None:
+    """What `/readyz` and the console raise until somebody has looked."""
+    Installation.get()
+    Installation.objects.filter(id=1).update(alarm=text[:2000], alarm_at=now)
+
+
+# ---- the clock -----------------------------------------------------------------------------------------------------------------------
+
+
+def _clock(now: datetime) -> int:
+    """Notice a database clock that went back, and keep the latest instant seen (once a second at most)."""
+    last = Installation.objects.filter(id=1).values_list("last_pass_at", flat=True).first() or Installation.get().last_pass_at
+    if last is None or now - last >= timedelta(seconds=1):
+        with transaction.atomic():
+            first = Installation.objects.filter(id=1).filter(Q(last_pass_at=None) | Q(last_pass_at=last)).update(last_pass_at=now)
+            if first and last is not None and now - last > plan.LATE:
+                # Nobody could see an incident while we were down: its time to be resolved by itself moves by the outage.
+                Incident.objects.filter(auto_resolve_at__gt=last).update(auto_resolve_at=F("auto_resolve_at") + (now - last))
+        return 0
+    if last - now <= CLOCK_BACK:
+        return 0
+    with transaction.atomic():
+        # Whoever changes the row first moves the runs; a second engine finds the new value and does nothing.
+        if not Installation.objects.filter(id=1, last_pass_at=last).update(last_pass_at=now):
+            return 0
+        moved = []
+        for run in Run.objects.select_for_update().filter(ended_at=None, next_at__isnull=False).order_by("id").iterator(2000):
+            state = plan.turned_back(_state(run), last, now)
+            run.state, run.next_at = _packed(state, tuple(run.state.get("told", ()))), state.due
+            moved.append(run)
+        Run.objects.bulk_update(moved, ["state", "next_at"], batch_size=1000)
+        lost = last - now
+        outbox.turned_back(lost, now)
+        with connection.cursor() as cursor:
+            for column in ("wake_at", "auto_resolve_at", "snoozed_until"):
+                cursor.execute(
+                    f"UPDATE escalation_incident SET {column} = {column} - %s WHERE {column} IS NOT NULL AND progress <> 'Closed'",
+                    [lost],  # type: ignore[list-item]  # psycopg adapts a timedelta to an interval
+                )
+        alarm(f"The database's clock went back by {lost.total_seconds():.0f} s; timers were moved along, so that nothing is late.", now)
+        for run in moved:
+            TimelineEntry.objects.create(
+                incident_id=run.incident_id,
+                type="i_clock",
+                via="system",
+                detail={"from": last.isoformat(), "to": now.isoformat()},
+                created_at=now,
+                handled_at=now,
+            )
+        return 1
+
+
+# ---- incidents that wake or close by themselves --------------------------------------------------------------------------------------
+
+
+def _locked_incidents(ids: Iterable[int]) -> dict[int, Incident]:
+    """Those of the incidents that nobody else works on, locked, by id."""
+    rows = (
+        Incident.objects.select_for_update(skip_locked=True, no_key=True, of=("self",))
+        .filter(id__in=set(ids))
+        .select_related("workspace")
+        .order_by("id")
+    )
+    return {row.id: row for row in rows}
+
+
+def _wakes(now: datetime, limit: int) -> int:
+    return len(
+        lifecycle.wakes(list(Incident.objects.filter(wake_at__lte=now).order_by("wake_at").values_list("id", flat=True)[:limit]), now)
+    )
+
+
+def _auto_resolves(now: datetime, limit: int) -> int:
+    due = Incident.objects.filter(auto_resolve_at__lte=now).order_by("auto_resolve_at")
+    return len(lifecycle.timeouts(list(due.values_list("id", flat=True)[:limit]), now))
+
+
+# ---- timeline entries ----------------------------------------------------------------------------------------------------------------
+
+
+@transaction.atomic
+def _timeline(now: datetime, limit: int) -> int:
+    wanted = TimelineEntry.objects.filter(handled_at=None).order_by("id").values_list("incident_id", flat=True)[:limit]
+    ids = set(wanted)
+    if not ids:
+        return 0
+    incidents = _locked_incidents(ids)
+    if not incidents:
+        return 0
+    entries = list(TimelineEntry.objects.filter(handled_at=None, incident_id__in=incidents).order_by("id").select_related("actor"))
+    batch = Batch(now)
+    lives: list[Live] = []
+    by_incident: dict[int, list[TimelineEntry]] = defaultdict(list)
+    for entry in entries:
+        by_incident[entry.incident_id].append(entry)
+
+    last_runs = _last_runs([pk for pk, rows in by_incident.items() if any(row.type != "i_new" for row in rows)], incidents)
+    opening: dict[int, plan.Why] = {}
+    told: list[tuple[Incident, str, TimelineEntry]] = []
+    for pk, rows in by_incident.items():
+        incident, live = incidents[pk], last_runs.get(pk)
+        for entry in rows:
+            people = [int(member) for member in entry.detail.get("person_ids", ())]
+            if entry.type == "i_assign" or (entry.type == "i_reopen" and people):
+                opening.pop(pk, None)
+                if incident.progress != Incident.Progress.CLOSED and people:
+                    live = _new_live(incident, rules.freeze(rules.people_body("assigned", people), now), Run.Kind.ASSIGN, now, "manual")
+                    lives.append(live)
+            elif entry.type in ("i_new", "i_reopen"):
+                if incident.progress == Incident.Progress.TRIGGERED and (live is None or live.run.ended_at is not None):
+                    opening[pk] = "first" if entry.type == "i_new" else "reopen"
+            elif entry.type == "i_escalate":
+                opening.pop(pk, None)
+                if incident.progress == Incident.Progress.TRIGGERED:
+                    live = _escalated(live, incident, entry.detail, batch, now)
+                    lives = [other for other in lives if other.incident is not incident] + [live]
+            elif entry.type == "i_a_rspd":
+                batch.notices += _tell_people(batch, incident, people, now)
+            elif live is not None:
+                _redirect(live, entry, now)
+                if live.state.due is not None and live not in lives:
+                    lives.append(live)
+            elif entry.type in ("i_unack", "i_wake") and incident.progress == Incident.Progress.TRIGGERED:
+                # It was acknowledged before it ever had a run.
+                opening[pk] = "unacknowledged" if entry.type == "i_unack" else "wake"
+            if (event := STATUS_EVENTS.get(entry.type)) is not None:
+                told.append((incident, event, entry))
+    opened = _open_runs([(incidents[pk], why) for pk, why in opening.items()], now, batch)
+    _advance(lives + opened, batch)
+    batch.notices += _status_notices(told)
+    _write(batch)
+    TimelineEntry.objects.filter(id__in=[entry.id for entry in entries]).update(handled_at=now)
+    return len(entries)
+
+
+def _redirect(live: Live, entry: TimelineEntry, now: datetime) -> None:
+    """What a person's move means for the run that follows the incident."""
+    timing, state = live.follows.timing, live.state
+    if entry.type == "i_wake":
+        live.state = plan.restart_layer(timing, state, now, "wake")
+    elif entry.type == "i_unack":
+        live.state = plan.restart_layer(timing, state, now, "unacknowledged")
+    elif entry.type == "i_r_severity":
+        live.state = plan.repage(state, now)
+    elif entry.type == "i_snooze" and live.incident.snoozed_until is not None:
+        live.state = plan.pause(state, live.incident.snoozed_until)
+    else:  # i_ack, i_rslv: let the plan see what has become of the incident, now rather than at the next loop
+        live.state = replace(state, due=now) if state.due is not None and live.run.ended_at is None else state
+
+
+def _escalated(live: Live | None, incident: Incident, detail: dict[str, Any], batch: Batch, now: datetime) -> Live:
+    """The run that pages the layer somebody asked for: the same rule's, taken up again if it had ended, or a new one of the rule that was named."""
+    if "snapshot_id" in detail:
+        follows = rules.frozen([int(detail["snapshot_id"])])[int(detail["snapshot_id"])]
+    else:
+        follows = rules.freeze(rules.current_body(int(detail["rule_id"])), now)
+    layer = min(int(detail["layer_idx"]), len(follows.timing.layers) - 1)
+    if live is None or live.follows.id != follows.id or live.run.kind != Run.Kind.RULE:
+        if live is not None and live.run.ended_at is None:
+            live.state, live.end = replace(live.state, due=None), "escalated by hand"
+            batch.saved[id(live)] = live
+        live = _new_live(incident, follows, Run.Kind.RULE, now, "manual")
+    live.state = plan.escalate_to(follows.timing, live.state, layer, now)
+    return live
+
+
+def _last_runs(incident_ids: Sequence[int], incidents: dict[int, Incident]) -> dict[int, Live]:
+    """The run of each locked incident that lives, or else the last that did (a wake or an unacknowledgement takes it up again)."""
+    if not incident_ids:
+        return {}
+    latest = {run.incident_id: run for run in Run.objects.select_for_update().filter(incident_id__in=incident_ids).order_by("id")}
+    known = rules.frozen(run.snapshot_id for run in latest.values())
+    return {pk: _live(run, incidents[pk], known[run.snapshot_id]) for pk, run in latest.items()}
+
+
+def _open_runs(opening: Sequence[tuple[Incident, plan.Why]], now: datetime, batch: Batch) -> list[Live]:
+    """A run for each incident that needs one: by the first rule that matches, or by the catch-all."""
+    if not opening:
+        return []
+    matcher = rules.Matcher(sorted({incident.workspace_id for incident, _why in opening}), now)
+    sources = _sources([incident.id for incident, _why in opening])
+    lives, nobody = [], []
+    for incident, why in opening:
+        subject = match.Subject(
+            title=incident.title,
+            description=incident.description,
+            severity=incident.severity,
+            data_source_id=str(sources.get(incident.id, "")),
+            labels=incident.labels,
+        )
+        follows = matcher.find(incident, subject)
+        if follows is None:
+            nobody.append(incident)
+        else:
+            lives.append(_new_live(incident, follows, Run.Kind.RULE, now, why))
+    return lives + _catch_all(nobody, "no escalation rule of the workspace matches", batch)
+
+
+def _catch_all(incidents: Sequence[Incident], why: str, batch: Batch) -> list[Live]:
+    """Runs of the catch-all; where nobody is named either, the alarm is raised: the last thing that is left to do."""
+    if not incidents:
+        return []
+    bodies = rules.catch_all_bodies(sorted({incident.workspace_id for incident in incidents}))
+    lives = []
+    for incident in incidents:
+        body = bodies.get(incident.workspace_id)
+        if body is None:
+            batch.note(incident, "i_layer", {"result": "nobody", "reason": why, "text": "nobody is named as catch-all either"})
+            alarm(f"Incident #{incident.num} could not be told to anybody: {why}, and no catch-all is named.", batch.now)
+            continue
+        batch.note(incident, "i_layer", {"result": "catch_all", "reason": why})
+        lives.append(_new_live(incident, rules.freeze(body, batch.now), Run.Kind.CATCH_ALL, batch.now, "first"))
+    return lives
+
+
+def _sources(incident_ids: Sequence[int]) -> dict[int, int]:
+    """The integration of each incident's first alert."""
+    rows = Alert.objects.filter(incident_id__in=incident_ids).order_by("-id").values_list("incident_id", "integration_id")
+    return dict(rows)
+
+
+# ---- runs ----------------------------------------------------------------------------------------------------------------------------
+
+
+@transaction.atomic
+def _runs(now: datetime, limit: int) -> int:
+    due = list(Run.objects.filter(ended_at=None, next_at__lte=now).order_by("next_at").values_list("id", "incident_id", "next_at")[:limit])
+    if not due or _backlog_first(due[0][2], now):
+        return 0
+    incidents = _locked_incidents(incident_id for _id, incident_id, _at in due)
+    rows = list(Run.objects.select_for_update().filter(incident_id__in=incidents, ended_at=None, next_at__lte=now).order_by("id"))
+    known = rules.frozen(run.snapshot_id for run in rows)
+    # A move that nobody has acted on yet (made since this pass looked at the timeline) decides first what the run does.
+    moved = set(TimelineEntry.objects.filter(incident_id__in=incidents, handled_at=None).values_list("incident_id", flat=True))
+    batch = Batch(now)
+    lives = []
+    for run in rows:
+        incident = incidents[run.incident_id]
+        if run.incident_id in moved or (incident.wake_at is not None and incident.wake_at <= now):
+            continue  # its snooze is over: the wake, which writes to the timeline, comes first
+        lives.append(_live(run, incident, known[run.snapshot_id]))
+    _advance(lives, batch)
+    _write(batch)
+    return len(lives)
+
+
+def _backlog_first(oldest: datetime, now: datetime) -> bool:
+    """After an outage: events that waited are taken in before anybody is paged late, so that a recovery among them stops its page."""
+    if now - oldest <= plan.LATE:
+        _waiting.clear()
+        return False
+    waiting = Event.objects.filter(outcome=None, received_at__lte=now).exists() or Incident.objects.filter(wake_at__lte=now).exists()
+    since = _waiting.setdefault("since", now)
+    return waiting and now - since < BACKLOG_FIRST
+
+
+# When this process began to wait for intake after an outage.
+_waiting: dict[str, datetime] = {}
+
+
+def fresh() -> None:
+    """As a process that has just started: nothing remembered."""
+    _waiting.clear()
+    rules.forget()
+
+
+def _advance(lives: list[Live], batch: Batch) -> None:
+    """Let every run take its step; a layer that reaches nobody gives way to the next at once, a rule without a next one to the catch-all."""
+    now, turn = batch.now, list(lives)
+    while turn:
+        _number([live for live in turn if live.run.id is None])
+        for live in turn:
+            if live.step is None:
+                live.step = plan.step(live.follows.timing, live.state, _facts(live.incident), now)
+                if live.step.outage is not None:
+                    down_from, down_to = live.step.outage
+                    batch.note(live.incident, "i_outage", {"from": int(down_from.timestamp()), "to": int(down_to.timestamp())})
+        again: list[Live] = []
+        contexts = _Contexts([live for live in turn if live.step and live.step.page])
+        for group in _groups([live for live in turn if live.step and live.step.page]).values():
+            first = group[0]
+            page = _page(first)
+            audience = targets.resolve(
+                first.follows.layer(page.layer), severity=first.incident.severity, event=page.event, told=first.told, now=now
+            )
+            for live in group:
+                page = _page(live)
+                if not audience.to:
+                    batch.note(live.incident, "i_layer", {"result": "unreachable", "layer_idx": page.layer, "reason": audience.reason()})
+                    assert live.step is not None
+                    live.step = plan.unreachable(live.follows.timing, live.step.state, now)
+                    again.append(live)
+                    continue
+                _page_now(live, page, audience, contexts, batch)
+        ended: list[Incident] = []
+        for live in turn:
+            if live in again:
+                continue
+            assert live.step is not None
+            live.state = live.step.state
+            batch.saved[id(live)] = live
+            if live.step.end is not None:
+                live.end = _end_reason(live)
+                if live.step.end == "exhausted" and live.run.kind == Run.Kind.CATCH_ALL:
+                    alarm(f"Incident #{live.incident.num}: nobody answered, the catch-all included.", now)
+                elif live.step.end == "exhausted" and (live.run.kind == Run.Kind.RULE or not live.step.state.sent):
+                    ended.append(live.incident)
+        again = [live for live in again if not _gave_up(live, ended, batch)]
+        turn = again + _catch_all(ended, "the last layer has passed without an answer", batch)
+
+
+def _number(lives: Sequence[Live]) -> None:
+    """New runs get their ids before they are written, because what they post names them."""
+    if lives:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT nextval(pg_get_serial_sequence('escalation_run', 'id')) FROM generate_series(1, %s)", [len(lives)])
+            for live, (pk,) in zip(lives, cursor.fetchall(), strict=True):
+                live.run.id = pk
+
+
+def _gave_up(live: Live, ended: list[Incident], batch: Batch) -> bool:
+    """Whether a run whose layer reaches nobody has no next layer either."""
+    assert live.step is not None
+    if live.step.page is not None:
+        return False
+    live.state, live.end = live.step.state, "nobody could be reached"
+    batch.saved[id(live)] = live
+    if live.run.kind == Run.Kind.CATCH_ALL:
+        alarm(f"Incident #{live.incident.num} could not be told to anybody, the catch-all included.", batch.now)
+    else:
+        ended.append(live.incident)
+    return True
+
+
+def _page(live: Live) -> plan.Page:
+    assert live.step is not None and live.step.page is not None
+    return live.step.page
+
+
+def _groups(lives: Sequence[Live]) -> dict[tuple[Any, ...], list[Live]]:
+    """Runs that page the same people by the same channels: their targets are resolved once."""
+    groups: dict[tuple[Any, ...], list[Live]] = defaultdict(list)
+    for live in lives:
+        page = _page(live)
+        told = live.told if live.follows.layer(page.layer)["supervisors"] else ()
+        groups[live.follows.id, page.layer, live.incident.severity, page.event, told].append(live)
+    return groups
+
+
+def _page_now(live: Live, page: plan.Page, audience: targets.Audience, contexts: "_Contexts", batch: Batch) -> None:
+    layer = live.follows.layer(page.layer)
+    live.incident.layer_idx = page.layer
+    context = contexts.build(live, page.event, page.layer)
+    batch.notices.append(
+        outbox.Notice(
+            event=page.event,
+            severity=live.incident.severity,
+            context=context,
+            to=audience.to,
+            is_page=True,
+            topic=live.incident.id,
+            run=live.run.id,
+            layer_idx=page.layer,
+            survives_ack=bool(layer["force_escalate"]),
+            template_set=live.follows.body["template_set"],
+            rank={"triggered": FIRST, "escalated": ESCALATION}.get(page.event, LOOP),
+        )
+    )
+    live.told = audience.members
+    if audience.missing:
+        batch.note(
+            live.incident,
+            "i_layer",
+            {"result": "partly", "layer_idx": page.layer, "missing": [item.plain() for item in audience.missing[:50]]},
+        )
+    if page.repeat == 0 and page.why != "severity":
+        # Who has it now: the rule's layer, and the people in it.
+        if live.run.kind != Run.Kind.ASSIGN:
+            live.incident.rule_id, live.incident.assigned_type = (
+                live.follows.rule_id,
+                "escalate" if page.layer else live.incident.assigned_type or "assign",
+            )
+            detail = {
+                "type": live.incident.assigned_type,
+                "why": page.why,
+                "layer_idx": page.layer,
+                "escalate_rule_id": hex_id(live.incident.created_at, live.follows.rule_id) if live.follows.rule_id else "",
+                "escalate_rule_name": live.follows.body["name"],
+                "person_ids": list(audience.members),
+            }
+            batch.note(live.incident, "i_layer" if live.follows.rule_id is None else "i_assign", detail)
+        batch.responders += [(live.incident.id, member) for member in audience.members]
+        batch.touched[live.incident.id] = live.incident
+
+
+def _end_reason(live: Live) -> str:
+    assert live.step is not None
+    if live.step.end == "exhausted":
+        return "assigned directly: no further escalation" if live.run.kind == Run.Kind.ASSIGN else "the last layer has passed"
+    return str(live.step.end)
+
+
+def _facts(incident: Incident) -> plan.Facts:
+    return plan.Facts(incident.progress, incident.snoozed_until)
+
+
+# ---- pages that reached nobody -------------------------------------------------------------------------------------------------------
+
+
+@transaction.atomic
+def _exhausted(now: datetime, limit: int) -> int:
+    due = list(
+        Notification.objects.filter(exhausted_at__isnull=False, exhausted_handled_at=None)
+        .order_by("exhausted_at")
+        .values_list("id", "topic", "run", "layer_idx")[:limit]
+    )
+    if not due:
+        return 0
+    incidents = _locked_incidents(topic for _id, topic, _run, _layer in due if topic is not None)
+    mine = [row for row in due if row[1] in incidents or row[1] is None]
+    last = _last_runs([topic for _id, topic, _run, _layer in mine if topic is not None], incidents)
+    batch, lives, nobody = Batch(now), [], []
+    for _pk, topic, run_id, layer in mine:
+        live = last.get(topic) if topic is not None else None
+        if live is None or live.run.id != run_id or live in lives:
+            continue
+        batch.note(
+            live.incident,
+            "i_layer",
+            {"result": "failed", "layer_idx": layer, "reason": "no message of this layer could be delivered, by any channel"},
+        )
+        if live.run.kind == Run.Kind.ASSIGN and live.incident.progress == Incident.Progress.TRIGGERED:
+            nobody.append(live.incident)
+            continue
+        if live.run.ended_at is not None:
+            continue
+        live.step = plan.failed_later(live.follows.timing, live.state, layer or 0, _facts(live.incident), now)
+        lives.append(live)
+    _advance(lives + _catch_all(nobody, "the people it was assigned to could not be reached", batch), batch)
+    _write(batch)
+    Notification.objects.filter(id__in=[row[0] for row in mine]).update(exhausted_handled_at=now)
+    return len(mine)
+
+
+# ---- notices that are no pages -------------------------------------------------------------------------------------------------------
+
+
+def _status_notices(told: Sequence[tuple[Incident, str, TimelineEntry]]) -> list[outbox.Notice]:
+    """Acknowledged and closed go to the group channels that were told and chose them, not to persons."""
+    ids = sorted({incident.id for incident, _event, _entry in told})
+    groups: dict[int, set[tuple[int, str]]] = defaultdict(set)
+    for topic, channel, target in (
+        Delivery.objects.filter(topic__in=ids, member=None, is_page=True).values_list("topic", "channel_id", "address__target").distinct()
+        if ids
+        else ()
+    ):
+        groups[int(topic or 0)].add((channel, target))
+    if not groups:
+        return []
+    followed: dict[int, list[int]] = defaultdict(list)
+    for incident_id, snapshot_id in Run.objects.filter(incident_id__in=groups).order_by("id").values_list("incident_id", "snapshot_id"):
+        followed[incident_id].append(snapshot_id)
+    known = rules.frozen(pk for pks in followed.values() for pk in pks)
+    lives = {
+        incident.id: Live(Run(), incident, known[followed[incident.id][-1]], plan.State(0, incident.created_at, 0, None))
+        for incident, _event, _entry in told
+        if incident.id in followed
+    }
+    contexts = _Contexts(list(lives.values()))
+    notices = []
+    for incident, event, entry in told:
+        if incident.id not in lives:
+            continue
+        uses = {use["channel"]: use for pk in followed[incident.id] for layer in known[pk].body["layers"] for use in layer["channels"]}
+        to = tuple(
+            outbox.To(channel_id=channel, target=target)
+            for channel, target in sorted(groups[incident.id])
+            if channel in uses and targets.wants(uses[channel], incident.severity, event)
+        )
+        if not to:
+            continue
+        live = lives[incident.id]
+        context = contexts.build(live, event, incident.layer_idx or 0)
+        if entry.actor is not None:
+            who = {"id": entry.actor.id, "name": entry.actor.name, "email": entry.actor.email}
+            context["acknowledger" if event == events.ACKNOWLEDGED else "closer"] = who
+        notices.append(
+            outbox.Notice(
+                event=event, severity=incident.severity, context=context, to=to, is_page=False, topic=incident.id, run=None,
+                layer_idx=incident.layer_idx, survives_ack=True, template_set=live.follows.body["template_set"], rank=STATUS,
+            )
+        )  # fmt: skip
+    return notices
+
+
+def _tell_people(batch: Batch, incident: Incident, people: list[int], now: datetime) -> list[outbox.Notice]:
+    """A page to responders who were added, by their own preferences; the rule goes on for the others."""
+    body = rules.people_body("added", people)
+    audience = targets.resolve(body["layers"][0], severity=incident.severity, event=events.TRIGGERED, told=(), now=now)
+    if audience.missing:
+        batch.note(
+            incident,
+            "i_layer",
+            {"result": "partly" if audience.to else "unreachable", "missing": [item.plain() for item in audience.missing[:50]]},
+        )
+    if not audience.to:
+        return []
+    live = Live(Run(), incident, rules.freeze(body, now), plan.begin(plan.Rule.from_json(body), now))
+    context = _Contexts([live]).build(live, events.TRIGGERED, incident.layer_idx or 0)
+    return [
+        outbox.Notice(
+            event=events.TRIGGERED, severity=incident.severity, context=context, to=audience.to, is_page=True, topic=incident.id, run=None,
+            layer_idx=incident.layer_idx, survives_ack=False, template_set=None, rank=FIRST,
+        )
+    ]  # fmt: skip
+
+
+# ---- rows to plain values and back ---------------------------------------------------------------------------------------------------
+
+
+class _Contexts:
+    """What texts may say about the incidents of a batch, read in a few queries for all of them."""
+
+    def __init__(self, lives: Sequence[Live]) -> None:
+        self.alerts: dict[int, list[Alert]] = defaultdict(list)
+        self.responders: dict[int, list[Responder]] = defaultdict(list)
+        ids = sorted({live.incident.id for live in lives})
+        if not ids:
+            return
+        # The newest twenty of each; an incident with thousands must not be read whole.
+        newest = Alert.objects.raw(
+            "SELECT a.* FROM unnest(%s::bigint[]) AS i (id) CROSS JOIN LATERAL"
+            " (SELECT * FROM escalation_alert WHERE incident_id = i.id ORDER BY id LIMIT %s) AS a",
+            [ids, events.MAX_ALERTS],
+        )
+        for alert in newest:
+            self.alerts[alert.incident_id or 0].append(alert)
+        for responder in Responder.objects.filter(incident_id__in=ids).select_related("member").order_by("id")[:5000]:
+            self.responders[responder.incident_id].append(responder)
+
+    def build(self, live: Live, event: str, layer: int) -> dict[str, Any]:
+        incident = live.incident
+        alerts = self.alerts.get(incident.id, [])
+        wire = hex_id(incident.created_at, incident.id)
+        return dict(
+            events.build(
+                event,
+                id=wire,
+                num=incident.num,
+                title=incident.title,
+                description=incident.description,
+                severity=incident.severity,
+                status=incident.status,
+                progress=incident.progress,
+                detail_url=f"{settings.BASE_URL}/i/{wire}/",
+                start_time=incident.start_time,
+                last_time=incident.last_time,
+                end_time=incident.end_time,
+                ack_time=incident.ack_time,
+                close_time=incident.close_time,
+                snoozed_before=incident.snoozed_until,
+                assigned_to={
+                    "rule_name": live.follows.body["name"] if live.follows.rule_id else "",
+                    "layer_idx": layer,
+                    "type": incident.assigned_type or "assign",
+                },
+                responders=[
+                    {
+                        "id": row.member_id,
+                        "name": row.member.name,
+                        "email": row.member.email,
+                        "assigned_at": row.assigned_at,
+                        "acknowledged_at": row.acknowledged_at,
+                    }
+                    for row in self.responders.get(incident.id, ())
+                ],
+                workspace={"id": incident.workspace_id, "name": incident.workspace.name},
+                labels=incident.labels,
+                alerts=[
+                    {
+                        "title": alert.title,
+                        "description": alert.description,
+                        "severity": alert.severity,
+                        "status": alert.status,
+                        "start_time": alert.start_time,
+                        "last_time": alert.last_time,
+                        "end_time": alert.end_time,
+                        "labels": alert.labels,
+                    }
+                    for alert in alerts
+                ],
+                alert_count=incident.alert_count,
+                layer_idx=layer,
+                impact=incident.impact,
+                root_cause=incident.root_cause,
+                resolution=incident.resolution,
+                images=alerts[0].images if alerts else (),
+                links=alerts[0].links if alerts else (),
+            )
+        )
+
+
+def _new_live(incident: Incident, follows: rules.Frozen, kind: str, now: datetime, why: plan.Why) -> Live:
+    run = Run(incident=incident, snapshot_id=follows.id, kind=kind, started_at=now)
+    return Live(run, incident, follows, plan.begin(follows.timing, now, why), new=True)
+
+
+def _live(run: Run, incident: Incident, follows: rules.Frozen) -> Live:
+    return Live(run, incident, follows, _state(run), tuple(run.state.get("told", ())))
+
+
+def _state(run: Run) -> plan.State:
+    """The plan's state as the row keeps it."""
+    return plan.State.from_json(run.state, run.next_at)
+
+
+def _packed(state: plan.State, told: Sequence[int]) -> dict[str, Any]:
+    return state.to_json() | {"told": list(told)}
+
+
+def _write(batch: Batch) -> None:
+    """Everything a pass has decided, set-based. Runs that end are written before those that begin: an incident has one live run."""
+    now = batch.now
+    lives = list(batch.saved.values())
+    for live in lives:
+        live.run.state, live.run.layer_idx, live.run.next_at = _packed(live.state, live.told), live.state.layer, live.state.due
+        if live.end or live.state.due is None:
+            live.run.ended_at, live.run.end_reason, live.run.next_at = now, live.end or "done", None
+        else:
+            live.run.ended_at, live.run.end_reason = None, ""
+    old = [live.run for live in lives if not live.new]
+    if old:
+        Run.objects.bulk_update(old, ["state", "layer_idx", "next_at", "ended_at", "end_reason"])
+    Run.objects.bulk_create([live.run for live in lives if live.new])
+    TimelineEntry.objects.bulk_create(batch.entries)
+    if batch.touched:
+        for incident in batch.touched.values():
+            incident.updated_at = now
+        Incident.objects.bulk_update(batch.touched.values(), ["rule", "layer_idx", "assigned_type", "updated_at"])
+    if batch.responders:
+        Responder.objects.bulk_create(
+            [Responder(incident_id=incident, member_id=member, assigned_at=now) for incident, member in sorted(set(batch.responders))],
+            ignore_conflicts=True,
+        )
+    if batch.notices:
+        outbox.post(batch.notices, now)

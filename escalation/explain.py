@@ -1,0 +1,432 @@
+"""What happened to an incident, who was told how and when with what result, who was not and why, and what will happen next.
+
+The past is read from rows: the timeline, notifications and their deliveries. The future is `plan.future` over the frozen rule, so it
+cannot differ from what the engine will do. `manage.py explain` prints it, the incident page shows it.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from django.utils.translation import gettext as _
+from django.utils.translation import pgettext
+
+from channels_app.models import Channel, Delivery, Notification
+from escalation import match, plan, rules, targets
+from escalation.ids import hex_id
+from escalation.models import Event, Incident, Run, TimelineEntry
+from mapping.models import Member
+from mapping.models.contact_point import mask
+from mapping.visibility import Role
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One thing that happened."""
+
+    at: datetime
+    text: str
+    kind: str = ""  # the timeline's type, or "page", "notice"
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One message: to whom, by what, and what became of it."""
+
+    at: datetime
+    event: str
+    layer_idx: int | None
+    who: str
+    channel: str
+    address: str
+    state: str
+    reason: str
+    attempts: int
+    delivery_id: int
+    sent_at: datetime | None
+    message_id: str
+    is_page: bool
+    bundled_by: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class NotTold:
+    """Somebody who was meant and was not reached by one way, and why."""
+
+    at: datetime
+    who: str
+    how: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """Something that will happen unless somebody reacts."""
+
+    at: datetime
+    text: str
+    layer_idx: int
+    what: str  # page | exhausted
+    event: str
+    who: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Story:
+    incident: Incident
+    now: datetime
+    rule: str = ""
+    edited_since: bool = False
+    happened: list[Line] = field(default_factory=list)
+    told: list[Told] = field(default_factory=list)
+    not_told: list[NotTold] = field(default_factory=list)
+    ahead: list[Next] = field(default_factory=list)
+    nothing_ahead: str = ""  # why nothing will happen by itself
+
+
+def explain(incident: Incident, now: datetime, viewer: Member | None = None) -> Story:
+    """The whole story of `incident` at `now`, with addresses as `viewer` may see them (None: masked)."""
+    story = Story(incident, now)
+    entries = list(TimelineEntry.objects.filter(incident=incident).select_related("actor").order_by("id"))
+    deliveries = list(
+        Delivery.objects.filter(topic=incident.id).select_related("notification", "channel", "address", "member").order_by("id")[:2000]
+    )
+    names = _names(entries)
+    full = _sees_in_full(viewer, {delivery.member_id for delivery in deliveries if delivery.member_id})
+    for entry in entries:
+        story.happened.append(Line(entry.created_at, sentence(entry, names), entry.type))
+        if entry.type == "i_layer":
+            story.not_told += [
+                NotTold(
+                    entry.created_at,
+                    names.get(("member", item["person_id"]), _("a group"))
+                    if item.get("person_id")
+                    else names.get(("channel", item.get("channel_id")), ""),
+                    item.get("kind") or "",
+                    item["reason"],
+                )
+                for item in entry.detail.get("missing", ())
+            ]
+    for delivery in deliveries:
+        story.told.append(_told(delivery, full))
+        if delivery.state in (Delivery.State.FAILED, Delivery.State.CANCELLED):
+            story.not_told.append(NotTold(delivery.ended_at or delivery.created_at, _who(delivery), delivery.channel.name, delivery.reason))
+    story.happened += _pages(deliveries)
+    story.happened.sort(key=lambda line: line.at)
+    _ahead(story, now)
+    return story
+
+
+def explain_event(event: Event) -> str:
+    """What became of one accepted event, in a sentence."""
+    if event.outcome is None:
+        return _("The event is accepted and waits to be processed.")
+    sentences = {
+        Event.Outcome.CREATED: _("It opened a new alert."),
+        Event.Outcome.MERGED: _("It was merged into the open alert of its key."),
+        Event.Outcome.DUPLICATE: _("It is identical to the alert's last event, so it was only counted."),
+        Event.Outcome.RECOVERED: _("It recovered its alert."),
+        Event.Outcome.NOTHING: _("It says Ok, and there was no open alert of its key: nothing to recover."),
+        Event.Outcome.FAILED: _("It could not be processed."),
+    }
+    return " ".join(filter(None, [str(sentences[Event.Outcome(event.outcome)]), event.outcome_detail]))
+
+
+# ---- the past ------------------------------------------------------------------------------------------------------------------------
+
+
+def _names(entries: Sequence[TimelineEntry]) -> dict[tuple[str, Any], str]:
+    """Names of the members and channels that details speak of by id, in two queries."""
+    members: set[int] = set()
+    channels: set[int] = set()
+    for entry in entries:
+        members |= {int(pk) for pk in entry.detail.get("person_ids", ()) or ()}
+        for item in entry.detail.get("missing", ()) or ():
+            members |= {item["person_id"]} if item.get("person_id") else set()
+            channels |= {item["channel_id"]} if item.get("channel_id") else set()
+    found: dict[tuple[str, Any], str] = {
+        ("member", pk): name for pk, name in Member.objects.filter(id__in=members).values_list("id", "name")
+    }
+    found |= {("channel", pk): name for pk, name in Channel.objects.filter(id__in=channels).values_list("id", "name")}
+    return found
+
+
+def _sees_in_full(viewer: Member | None, member_ids: set[int]) -> set[int]:
+    """Whose addresses the viewer sees whole: their own, those of the teams they manage, or everybody's for an administrator."""
+    if viewer is None:
+        return set()
+    if viewer.is_administrator:
+        return member_ids
+    mine = {viewer.id} & member_ids
+    if viewer.role == Role.MANAGER:
+        mine |= set(Member.objects.filter(id__in=member_ids, teams__in=viewer.team_ids()).values_list("id", flat=True))
+    return mine
+
+
+def _who(delivery: Delivery) -> str:
+    if delivery.member is not None:
+        return delivery.member.name
+    return mask(delivery.address.target) if delivery.address.target else _("the group %(name)s") % {"name": delivery.channel.name}
+
+
+def _told(delivery: Delivery, full: set[int]) -> Told:
+    target = delivery.address.target
+    notification: Notification = delivery.notification
+    return Told(
+        at=delivery.created_at,
+        event=notification.event,
+        layer_idx=notification.layer_idx,
+        who=_who(delivery),
+        channel=delivery.channel.name,
+        address=target if delivery.member_id in full or not target or target.startswith("member:") else mask(target),
+        state=delivery.state,
+        reason=delivery.reason,
+        attempts=delivery.attempts,
+        delivery_id=delivery.id,
+        sent_at=delivery.sent_at,
+        message_id=delivery.message_id,
+        is_page=delivery.is_page,
+        bundled_by=delivery.bundled_by_id,
+    )
+
+
+EVENT_WORDS = {
+    "triggered": lambda: _("Paged"),
+    "escalated": lambda: _("Escalated to"),
+    "refire": lambda: _("Paged again"),
+    "acknowledged": lambda: _("Told that it was acknowledged"),
+    "closed": lambda: _("Told that it was closed"),
+}
+
+
+def _pages(deliveries: Sequence[Delivery]) -> list[Line]:
+    """One line for each occasion: everybody who was told, and how far it got."""
+    occasions: dict[int, list[Delivery]] = defaultdict(list)
+    for delivery in deliveries:
+        occasions[delivery.notification_id].append(delivery)
+    lines = []
+    for group in occasions.values():
+        notification = group[0].notification
+        word = EVENT_WORDS.get(notification.event, lambda: _("Told"))()
+        told = "; ".join(
+            _("%(who)s by %(channel)s: %(state)s%(reason)s")
+            % {
+                "who": _who(delivery),
+                "channel": delivery.channel.name,
+                "state": delivery.get_state_display(),
+                "reason": f" ({delivery.reason})" if delivery.reason else "",
+            }
+            for delivery in group[:50]
+        )
+        layer = (
+            _(" (layer %(idx)d)") % {"idx": notification.layer_idx} if notification.layer_idx is not None and notification.is_page else ""
+        )
+        lines.append(Line(notification.created_at, f"{word}{layer}: {told}", "page" if notification.is_page else "notice"))
+    return lines
+
+
+def sentence(entry: TimelineEntry, names: Mapping[tuple[str, Any], str] | None = None) -> str:
+    """A timeline entry as a sentence, in the language that is active."""
+    detail: dict[str, Any] = entry.detail
+    names = names or {}
+    who = entry.actor.name if entry.actor is not None else str(detail.get("as") or _("The system"))
+    people = ", ".join(names.get(("member", pk), f"#{pk}") for pk in detail.get("person_ids", ()) or ())
+    says = {
+        "i_new": lambda: (
+            _("Incident opened: %(severity)s, %(title)s") % {"severity": detail.get("severity", ""), "title": detail.get("title", "")}
+        ),
+        "i_assign": lambda: _assigned(detail, people, who),
+        "i_a_rspd": lambda: _("%(who)s added responders: %(people)s") % {"who": who, "people": people},
+        "i_ack": lambda: _("%(who)s acknowledged (%(via)s)") % {"who": who, "via": entry.via},
+        "i_unack": lambda: _("%(who)s took the acknowledgement back") % {"who": who},
+        "i_snooze": lambda: _("%(who)s snoozed it for %(minutes)s minutes") % {"who": who, "minutes": detail.get("minutes", "?")},
+        "i_wake": lambda: _("Its snooze is over") if entry.actor is None else _("%(who)s ended the snooze") % {"who": who},
+        "i_escalate": lambda: _("%(who)s escalated it to layer %(idx)s") % {"who": who, "idx": detail.get("layer_idx", "?")},
+        "i_rslv": lambda: {
+            "event": _("Closed: every alert has recovered"),
+            "timeout": _("Closed: the time to resolve by itself has come"),
+        }.get(str(detail.get("from", "")), _("%(who)s closed it (%(via)s)") % {"who": who, "via": entry.via}),
+        "i_reopen": lambda: _("%(who)s reopened it: %(reason)s") % {"who": who, "reason": detail.get("reason", "")},
+        "i_comm": lambda: _("%(who)s: %(comment)s") % {"who": who, "comment": detail.get("comment", "")},
+        "i_r_severity": lambda: _("Severity: %(from)s, now %(to)s") % {"from": detail.get("from", ""), "to": detail.get("to", "")},
+        "i_outage": lambda: (
+            _("The platform was down from %(from)s to %(to)s (UTC); what was due is done now, and the rest moves by the delay")
+            % {"from": _clock(detail.get("from")), "to": _clock(detail.get("to"))}
+        ),
+        "i_clock": lambda: _("The database's clock went back; timers were moved along"),
+        "i_layer": lambda: _layer(detail),
+        "i_failed": lambda: str(detail.get("text", "")),
+    }
+    if entry.type in says:
+        return str(says[entry.type]())
+    field_names = {
+        "i_r_title": _("Title"),
+        "i_r_desc": _("Description"),
+        "i_r_impact": _("Impact"),
+        "i_r_rc": _("Root cause"),
+        "i_r_rsltn": _("Resolution"),
+    }
+    if entry.type in field_names:
+        return _("%(who)s changed: %(field)s") % {"who": who, "field": field_names[entry.type]}
+    return entry.type
+
+
+def _assigned(detail: Mapping[str, Any], people: str, who: str) -> str:
+    if detail.get("escalate_rule_name"):
+        text = _("Rule “%(rule)s”, layer %(idx)s: %(people)s") % {
+            "rule": detail["escalate_rule_name"],
+            "idx": detail.get("layer_idx", 0),
+            "people": people or pgettext("people of a layer", "groups and addresses only"),
+        }
+        reasons = {
+            "escalated": _("nobody answered in time"),
+            "unreachable": _("the layer before could reach nobody"),
+            "wake": _("the snooze is over"),
+            "unacknowledged": _("the acknowledgement was taken back"),
+            "manual": _("escalated by hand"),
+            "reopen": _("reopened"),
+        }
+        return f"{text} ({reasons[str(detail['why'])]})" if detail.get("why") in reasons else text
+    return _("%(who)s assigned it to %(people)s") % {"who": who, "people": people}
+
+
+def _layer(detail: Mapping[str, Any]) -> str:
+    result, idx = detail.get("result"), detail.get("layer_idx")
+    reason = str(detail.get("reason", ""))
+    if result == "unreachable":
+        return _("Layer %(idx)s could reach nobody: %(reason)s") % {"idx": idx, "reason": reason}
+    if result == "failed":
+        return _("Layer %(idx)s reached nobody: %(reason)s") % {"idx": idx, "reason": reason}
+    if result == "catch_all":
+        return _("The catch-all is told: %(reason)s") % {"reason": reason}
+    if result == "nobody":
+        return _("Nobody could be told: %(reason)s; %(text)s") % {"reason": reason, "text": detail.get("text", "")}
+    if result == "partly":
+        return _("Some of layer %(idx)s could not be reached by every way they chose") % {"idx": idx}
+    return _("The catch-all was told")
+
+
+def _clock(seconds: Any) -> str:
+    return datetime.fromtimestamp(int(seconds)).strftime("%H:%M:%S") if seconds else "?"
+
+
+# ---- the future ----------------------------------------------------------------------------------------------------------------------
+
+
+def ahead(incident: Incident, now: datetime) -> list[Next]:
+    """What will happen to `incident` by itself from `now` on, oldest first."""
+    story = Story(incident, now)
+    _ahead(story, now)
+    return story.ahead
+
+
+def _ahead(story: Story, now: datetime) -> None:
+    incident = story.incident
+    run = Run.objects.filter(incident=incident).select_related("snapshot__rule").order_by("-id").first()
+    pending = TimelineEntry.objects.filter(incident=incident, handled_at=None).exists()
+    if run is None:
+        story.nothing_ahead = _("the engine is about to choose a rule") if pending else _("no rule was ever at work on it")
+        follows, state = None, None
+        if pending and incident.progress == Incident.Progress.TRIGGERED:
+            follows = rules.Matcher([incident.workspace_id], now).find(incident, _subject(incident))
+            state = plan.begin(follows.timing, incident.created_at) if follows else None
+        if follows is None or state is None:
+            return
+    else:
+        follows = rules.thaw(run.snapshot)
+        rule = run.snapshot.rule
+        story.rule = run.snapshot.body["name"]
+        story.edited_since = rule is not None and rule.version != run.snapshot.version
+        if run.ended_at is not None and not (incident.progress == Incident.Progress.PROCESSING and incident.snoozed_until):
+            story.nothing_ahead = _("the escalation has ended: %(reason)s") % {"reason": run.end_reason}
+            return
+        state = plan.State.from_json(run.state, run.next_at)
+        if run.ended_at is not None and incident.snoozed_until is not None:
+            # The run stopped when it was acknowledged; the end of the snooze takes it up again.
+            state = plan.restart_layer(follows.timing, state, incident.snoozed_until, "wake")
+    told: Sequence[int] = tuple(run.state.get("told", ())) if run is not None else ()
+    snoozed = incident.snoozed_until if incident.progress == Incident.Progress.PROCESSING else None
+    audiences: dict[tuple[int, str], targets.Audience] = {}
+    layers = follows.body["layers"]
+    empty = set()
+    for idx, layer in enumerate(layers):
+        event = "escalated" if idx else "triggered"
+        audiences[idx, event] = audience = targets.resolve(layer, severity=incident.severity, event=event, told=told, now=now)
+        if idx >= max(state.layer, 0) and not audience.to:
+            empty.add(idx)
+        if idx >= max(state.layer, 0):
+            told = audience.members or told
+    facts = plan.Facts(incident.progress, snoozed)
+    people = dict(
+        Member.objects.filter(id__in={pk for audience in audiences.values() for pk in audience.members}).values_list("id", "name")
+    )
+    for planned in plan.future(follows.timing, state, facts, now, unreachable_layers=empty):
+        page = planned.page
+        if page is None and run is not None and run.kind == Run.Kind.ASSIGN:
+            continue  # assigned directly: nobody comes after them
+        if page is None:
+            ends = run is not None and run.kind == Run.Kind.CATCH_ALL
+            text = _("Nobody is left to be told") if ends else _("Nobody has answered: the catch-all is told")
+            story.ahead.append(Next(planned.at, text, planned.layer, planned.what, ""))
+            continue
+        audience = audiences[page.layer, "escalated" if page.layer else "triggered"]
+        who = tuple(people.get(pk, f"#{pk}") for pk in audience.members)
+        groups = len({to.channel_id for to in audience.to if to.member_id is None})
+        text = _("Layer %(idx)d, %(word)s: %(who)s") % {
+            "idx": page.layer,
+            "word": {"refire": _("again"), "escalated": _("escalated")}.get(page.event, _("first page")),
+            "who": ", ".join((*who, *([_("%(count)d groups or addresses") % {"count": groups}] if groups else []))),
+        }
+        story.ahead.append(Next(planned.at, text, page.layer, "page", page.event, who))
+    if not story.ahead and not story.nothing_ahead:
+        story.nothing_ahead = _("the escalation is over")
+
+
+def _subject(incident: Incident) -> match.Subject:
+    source = incident.alerts.order_by("id").values_list("integration_id", flat=True).first()
+    return match.Subject(
+        title=incident.title,
+        description=incident.description,
+        severity=incident.severity,
+        data_source_id=str(source or ""),
+        labels=incident.labels,
+    )
+
+
+def as_text(story: Story) -> str:
+    """The story as `manage.py explain` prints it."""
+    incident = story.incident
+
+    def at(moment: datetime | None) -> str:
+        return moment.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] if moment else "-"
+
+    lines = [
+        f"#{incident.num}  {incident.title}",
+        f"{incident.severity} {incident.status} {incident.progress}   id {hex_id(incident.created_at, incident.id)}   {incident.workspace.name}",
+        f"{_('Rule')}: {story.rule or '-'}"
+        + (f"  ({_('edited since: this incident follows the version it began with')})" if story.edited_since else ""),
+        "",
+        _("What happened (UTC)"),
+        *(f"  {at(line.at)}  {line.text}" for line in story.happened),
+        "",
+        _("Who was told"),
+        *(
+            f"  {at(told.sent_at or told.at)}  {told.who} · {told.channel} {told.address} · {told.event}"
+            + (f" L{told.layer_idx}" if told.layer_idx is not None else "")
+            + f" · {told.state}"
+            + (f" ({told.reason})" if told.reason else "")
+            + (f" · {_('attempts')}: {told.attempts}" if told.attempts != 1 else "")
+            for told in story.told
+        ),
+        "",
+        _("Who was not, and why"),
+        *(f"  {at(item.at)}  {item.who} {item.how}: {item.reason}" for item in story.not_told),
+        "",
+        _("What will happen next"),
+        *(f"  {at(item.at)}  {item.text}" for item in story.ahead),
+    ]
+    if story.nothing_ahead:
+        lines.append("  " + story.nothing_ahead)
+    return "\n".join(lines)

@@ -1,0 +1,122 @@
+"""Who a layer means at this instant, and by which channels: one answer for the engine, the plan ahead and "why was I not paged?".
+
+A layer's people are its members, the members of its teams and the supervisors of whoever the run told before. A schedule will be one more
+line of `people`: it answers "who, at this instant", which is why `now` is passed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from channels_app import addresses, outbox, transport
+from channels_app.models import Channel
+from mapping.models import ContactPoint, MappingEntry, Member
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Somebody or something a layer names and cannot reach, and why."""
+
+    reason: str
+    member: int | None = None
+    kind: str = ""
+    channel: int | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """The form it has on the timeline."""
+        return {"person_id": self.member, "kind": self.kind, "channel_id": self.channel, "reason": self.reason}
+
+
+@dataclass(frozen=True, slots=True)
+class Audience:
+    """Where a page goes, whom it is meant for, and what is missing."""
+
+    to: tuple[outbox.To, ...]
+    members: tuple[int, ...]
+    missing: tuple[Missing, ...]
+
+    def reason(self) -> str:
+        """One sentence that says why nobody was reached."""
+        if not self.missing:
+            return "the layer names nobody"
+        return "; ".join(dict.fromkeys(item.reason for item in self.missing[:5]))
+
+
+def people(layer: Mapping[str, Any], told: Sequence[int], now: datetime) -> list[int]:
+    """Ids of the active members a layer means at `now`; `told` are those the run told before."""
+    ids: set[int] = set(layer["members"])
+    if layer["teams"]:
+        ids |= set(Member.objects.filter(teams__in=layer["teams"], teams__status="enabled").values_list("id", flat=True))
+    if layer["supervisors"] and told:
+        ids |= set(Member.objects.filter(supervises__in=list(told)).values_list("id", flat=True))
+    return sorted(Member.objects.filter(id__in=ids, is_active=True).values_list("id", flat=True)) if ids else []
+
+
+def wants(use: Mapping[str, Any], severity: str, event: str) -> bool:
+    """Does a group channel of a layer take this severity and this event? Empty lists take all."""
+    return (not use["severities"] or severity in use["severities"]) and (not use["events"] or event in use["events"])
+
+
+def resolve(layer: Mapping[str, Any], *, severity: str, event: str, told: Sequence[int], now: datetime) -> Audience:
+    """Everything a layer tells at `now` about something of this severity. `told`: members told before, for the supervisors."""
+    members = people(layer, told, now)
+    to: list[outbox.To] = []
+    missing: list[Missing] = []
+    if members:
+        kinds = None if layer["follow_preference"] else tuple(layer["by"].get(severity, ()))
+        for member, reached in addresses.reach(members, severity, now, kinds=kinds).items():
+            for item in reached:
+                if isinstance(item, addresses.Missing):
+                    missing.append(Missing(item.reason, member, item.kind))
+                else:
+                    to.append(outbox.To(channel_id=item.channel_id, target=item.target, member_id=member, delay=item.delay))
+    elif layer["members"] or layer["teams"]:
+        missing.append(Missing("none of the people it names is active"))
+    elif layer["supervisors"]:
+        missing.append(Missing("nobody told before has a supervisor who is active"))
+    mail, refused = _emails(layer["emails"], now)
+    groups, gone = _groups(layer["channels"], members, severity, event)
+    return Audience(tuple(to) + mail + groups, tuple(members), (*missing, *refused, *gone))
+
+
+def _emails(emails: Sequence[str], now: datetime) -> tuple[tuple[outbox.To, ...], tuple[Missing, ...]]:
+    """Plain addresses travel by the first enabled e-mail channel."""
+    if not emails:
+        return (), ()
+    channel = Channel.objects.filter(kind="email", status="enabled").order_by("position", "id").values_list("id", flat=True).first()
+    if channel is None:
+        return (), (Missing("there is no enabled e-mail channel for the addresses of the layer", kind="email"),)
+    return tuple(outbox.To(channel_id=channel, target=address) for address in dict.fromkeys(emails)), ()
+
+
+def _groups(
+    uses: Sequence[Mapping[str, Any]], members: Sequence[int], severity: str, event: str
+) -> tuple[tuple[outbox.To, ...], tuple[Missing, ...]]:
+    uses = [use for use in uses if wants(use, severity, event)]
+    if not uses:
+        return (), ()
+    channels = Channel.objects.in_bulk([use["channel"] for use in uses])
+    to, missing = [], []
+    for use in uses:
+        channel = channels.get(use["channel"])
+        if channel is None or channel.status != "enabled":
+            missing.append(Missing(f"channel {channel.name if channel else use['channel']} is not enabled", channel=use["channel"]))
+            continue
+        to.append(outbox.To(channel_id=channel.id, target="", mentions=_mentions(use, channel, members)))
+    return tuple(to), tuple(missing)
+
+
+def _mentions(use: Mapping[str, Any], channel: Channel, members: Sequence[int]) -> tuple[str, ...]:
+    """Whom to @ in the group, as the platform names them: by a mapping table, or by phone where the platform matches phones."""
+    if not use["mention"] or not members:
+        return ()
+    if getattr(transport.get(channel.kind), "mentions_by", "table") == "phone":
+        phones = ContactPoint.objects.filter(member_id__in=members, kind="phone", verified_at__isnull=False)
+        return tuple(dict.fromkeys(phones.order_by("member_id", "position").values_list("value", flat=True)))
+    if use["mapping_table"] is None:
+        return ()
+    emails = [email.lower() for email in Member.objects.filter(id__in=members).order_by("id").values_list("email", flat=True)]
+    return tuple(
+        MappingEntry.objects.filter(table_id=use["mapping_table"], email__in=emails).order_by("id").values_list("external_id", flat=True)
+    )

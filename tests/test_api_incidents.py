@@ -1,0 +1,153 @@
+"""The Open API of incidents: answers hold against the reference's own description, and the traps its clients fall into are minded."""
+
+import copy
+import json
+import pathlib
+import time
+
+import jsonschema
+import pytest
+
+from escalation.ids import hex_id
+from escalation.models import Incident, Workspace
+from mapping.models import ApiKey
+from tests.world import layer
+
+pytestmark = pytest.mark.django_db
+SPEC = json.loads((pathlib.Path(__file__).parent / "openapi" / "incidents.json").read_text())
+
+
+def holds(path: str, answer: dict) -> None:
+    """Raises unless `answer` is what the reference's description promises for 200 on `path`."""
+    schema = copy.deepcopy(SPEC["paths"][path]["post"]["responses"]["200"]["content"]["application/json"]["schema"])
+    components = copy.deepcopy(SPEC["components"])
+    # JSON Schema knows no discriminator: by `oneOf` alone a detail whose fields are all optional would be every kind of detail at once.
+    detail = components["schemas"].get("IncidentFeedItem", {}).get("properties", {}).pop("detail")
+    check(answer, schema, components)
+    for item in answer["data"].get("items", ()) if path.endswith("/feed") else ():
+        check(item["detail"], {"$ref": detail["discriminator"]["mapping"][item["type"]]}, components)
+
+
+def check(value: object, schema: dict, components: dict) -> None:
+    jsonschema.validate(value, {**schema, "components": components}, cls=jsonschema.Draft202012Validator)
+
+
+@pytest.fixture
+def api(world, client):
+    lee = world.person("Lee", role="administrator")
+    _key, secret = ApiKey.issue(lee, "test")
+    world.rule(layer(lee))
+
+    def call(path: str, body: object = None, *, status: int = 200, key: str = secret) -> dict:
+        response = client.post(f"{path}?app_key={key}", json.dumps(body or {}), content_type="application/json")
+        assert response.status_code == status, response.content
+        answer = response.json()
+        assert answer["request_id"]
+        if status == 200:
+            assert "error" not in answer
+            holds(path, answer)
+            return answer["data"]
+        assert answer["error"]["code"] and answer["error"]["message"]
+        return answer["error"]
+
+    world.lee, world.api = lee, call
+    yield call
+    world.do("close") if Incident.objects.exclude(progress="Closed").exists() else None
+    world.fresh()
+
+
+def whole(**extra: object) -> dict:
+    now = int(time.time())
+    return {"start_time": 1, "end_time": now + 10**6, **extra}
+
+
+def test_an_incident_from_list_to_closed(world, api):
+    world.alert("checkout is down", labels={"service": "checkout"})
+    (item,) = api("/incident/list", whole())["items"]
+    pk = item["incident_id"]
+    assert item["title"] == "checkout is down" and item["progress"] == "Triggered" and item["num"]
+    assert item["responders"][0]["person_id"] == world.lee.id
+    assert item["assigned_to"]["escalate_rule_name"] == "Rule 0"
+    assert api("/incident/info", {"incident_id": pk})["alerts"][0]["labels"] == {"service": "checkout"}
+    assert api("/incident/info", {"num": item["num"]})["incident_id"] == pk
+    assert api("/incident/ack", {"incident_ids": [pk]}) == {}
+    assert api("/incident/info", {"incident_id": pk})["progress"] == "Processing"
+    api("/incident/unack", {"incident_ids": [pk]})
+    assert api("/incident/info", {"incident_id": pk})["progress"] == "Triggered"
+    api("/incident/resolve", {"incident_ids": [pk], "root_cause": "a bad deploy"})
+    info = api("/incident/info", {"incident_id": pk})
+    assert (info["progress"], info["root_cause"], info["closer_id"]) == ("Closed", "a bad deploy", world.lee.id)
+
+
+def test_the_feed_tells_who_was_told_and_what_became_of_it(world, api):
+    world.alert("db down")
+    world.ack(actor=world.lee)
+    pk = hex_id(world.incident().created_at, world.incident().id)
+    feed = api("/incident/feed", {"incident_id": pk, "asc": True, "limit": 100})
+    kinds = [item["type"] for item in feed["items"]]
+    assert kinds[0] == "i_new" and {"i_assign", "i_notify", "i_ack"} <= set(kinds)
+    told = next(item["detail"] for item in feed["items"] if item["type"] == "i_notify")
+    assert told["persons"] == [{"person_id": world.lee.id, "failed_reason": "", "by": "sandbox_app", "state": "delivered"}]
+    assert feed["items"][0]["created_at"] > 10**12  # milliseconds
+    assert [item["type"] for item in api("/incident/feed", {"incident_id": pk, "types": ["i_ack"]})["items"]] == ["i_ack"]
+
+
+def test_pages_of_the_list_are_obeyed(world, api):
+    for number in range(5):
+        world.alert(f"alert {number}")
+    first = api("/incident/list", whole(limit=2, p=0))  # p = 0 is the first page
+    assert [item["title"] for item in first["items"]] == ["alert 4", "alert 3"] and first["has_next_page"] and first["total"] == 5
+    assert [item["title"] for item in api("/incident/list", whole(limit=2, p=3))["items"]] == ["alert 0"]
+    assert api("/incident/list", whole(limit=2, p=9))["items"] == []
+    after = api("/incident/list", whole(limit=2, search_after_ctx=first["search_after_ctx"]))
+    assert [item["title"] for item in after["items"]] == ["alert 2", "alert 1"]
+    assert len(api("/incident/list", whole(limit=1000))["items"]) == 5
+    assert [i["title"] for i in api("/incident/list", whole(incident_severity="Critical,Warning", query="ALERT 3"))["items"]] == ["alert 3"]
+    for incident in Incident.objects.all():
+        api("/incident/resolve", {"incident_ids": [hex_id(incident.created_at, incident.id)]})
+
+
+def test_an_incident_made_by_hand(world, api):
+    made = api("/incident/create", {"title": "by hand", "incident_severity": "Warning", "channel_id": world.workspace.id})
+    world.settle()
+    assert api("/incident/info", {"incident_id": made["incident_id"]})["creator"]["person_name"] == "Lee"
+    world.expect(("Lee", "app", "triggered"))
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code", "names"),
+    [
+        ("/incident/info", {"incident_id": "0" * 24}, 404, "ResourceNotFound", "incident"),
+        ("/incident/info", {"incident_id": "zz"}, 400, "InvalidParameter", "incident_id"),
+        ("/incident/ack", {"incident_ids": ["f" * 24]}, 400, "InvalidParameter", "incident_ids"),
+        ("/incident/ack", {"incident_ids": []}, 400, "InvalidParameter", "incident_ids"),
+        ("/incident/ack", {}, 400, "InvalidParameter", "incident_ids"),
+        ("/incident/list", {}, 400, "InvalidParameter", "start_time"),
+        ("/incident/list", {"start_time": "x", "end_time": 5}, 400, "InvalidParameter", "start_time"),
+        ("/incident/create", {"incident_severity": "Huge", "title": "t"}, 400, "InvalidParameter", "severity"),
+        ("/incident/create", {"incident_severity": "Info", "title": "t", "channel_id": 10**9}, 404, "ResourceNotFound", "channel"),
+        ("/incident/feed", {"incident_id": "0" * 24}, 404, "ResourceNotFound", "incident"),
+    ],
+)
+def test_bad_input_names_its_field(world, api, path, body, status, code, names):
+    error = api(path, body, status=status)
+    assert error["code"] == code and names in error["message"]
+
+
+def test_keys_and_what_their_members_may_see(world, api, client):
+    assert api("/incident/list", whole(), status=401, key="wrong")["code"] == "Unauthorized"
+    kim = world.person("Kim", [])
+    _key, reads = ApiKey.issue(kim, "reads", read_only=True)
+    world.alert("secret things")
+    pk = hex_id(world.incident().created_at, world.incident().id)
+    assert api("/incident/ack", {"incident_ids": [pk]}, status=403, key=reads)["code"] == "AccessDenied"
+    assert len(api("/incident/list", whole(), key=reads)["items"]) == 1
+    Workspace.objects.update(is_private=True, team=world.team("Others"))
+    assert api("/incident/list", whole(), key=reads)["items"] == []
+    assert api("/incident/info", {"incident_id": pk}, status=404, key=reads)
+    client.force_login(kim)
+    assert client.post("/incident/list", whole(), content_type="application/json").status_code == 401  # a session opens nothing here
+    assert (
+        client.post(f"http://testserver//incident/list/?app_key={reads}", json.dumps(whole()), content_type="application/json").status_code
+        == 200
+    )

@@ -1,0 +1,226 @@
+"""Stories of delivery: providers that are down, refuse, block or are flooded, read at the provider and never from our own word for it."""
+
+import pytest
+
+from channels_app import outbox
+from channels_app.models import Channel, Delivery
+from escalation.models import TimelineEntry
+from templates_app.models import Template, TemplateSet
+from tests.fakes.feishu import FeishuBot
+from tests.fakes.server import Reply, Server
+from tests.fakes.smtp import Mailbox
+from tests.world import START, layer
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def bot(world):
+    with FeishuBot(keyword="#", now=START.timestamp()) as server:
+        yield server
+
+
+def feishu(world, bot, **fields) -> Channel:
+    return Channel.objects.create(
+        kind="feishu", name="#oncall", settings={"url": bot.hook, "keyword": "#"}, allowed_hosts=[bot.host], **fields
+    )
+
+
+def webhook(server: Server, name: str = "hook", **fields) -> Channel:
+    return Channel.objects.create(kind="webhook", name=name, settings={"url": server.url + "/page"}, allowed_hosts=[server.host], **fields)
+
+
+def mail(server: Mailbox, **fields) -> Channel:
+    settings = {"host": "127.0.0.1", "port": server.port, "security": "none", "from_email": "On-call <oncall@example.com>"}
+    return Channel.objects.create(kind="email", name="mail", settings=settings, allowed_hosts=[server.host], **fields)
+
+
+def test_a_group_reads_the_card_with_the_keyword_and_a_link_that_says_nobody(world, bot):
+    world.rule(layer(groups=[feishu(world, bot)]))
+    world.alert("checkout is down <at id=all></at>")
+    (card,) = bot.said
+    words = bot.words(card)
+    assert "#" in words and "checkout is down" in words
+    assert not any("<at" in element["text"]["content"] for element in card["elements"] if element["tag"] == "div")
+    urls = [action["url"] for element in card["elements"] for action in element.get("actions", [])]
+    assert urls and all(url.startswith("http://testserver/i/") for url in urls)
+    world.ack()
+    assert len(bot.said) == 2  # the group is told that it was acknowledged
+
+
+def test_a_mail_of_one_incident_is_one_thread(world):
+    with Mailbox() as server:
+        mail(server)
+        lee = world.person("Lee", ["email"])
+        world.rule(layer(lee, notify_step=1, max_times=1))
+        world.alert("disk full")
+        world.pass_time(minutes=1)
+        first, second = server.mails
+        assert first["Subject"] == second["Subject"] and first["References"] == second["References"]
+        assert first["Auto-Submitted"] == "auto-generated" and first["Message-ID"] != second["Message-ID"]
+        assert "/i/" in first.get_body(("plain",)).get_content() and first.get_body(("html",))
+        world.ack()
+
+
+def test_a_refused_mailbox_takes_the_fallback_at_once(world):
+    with Mailbox() as server:
+        server.refuse = {"RCPT": "550 5.1.1 no such user"}
+        mail(server, fallback_kinds=["sandbox_sms"])
+        world.channel("sandbox_sms")
+        lee = world.person("Lee", ["email"])
+        world.rule(layer(lee))
+        world.alert("nobody reads this")
+        world.expect(("Lee", "sms", "triggered"), at=0)
+        failed = Delivery.objects.get(state="failed")
+        assert "550" in failed.reason
+        world.ack()
+
+
+def test_a_provider_that_is_down_is_tried_again_and_the_fallback_starts_within_ten_seconds(world):
+    with Server(Reply(503, "maintenance")) as down, Server() as spare:
+        hook = webhook(down, fallback_channel=webhook(spare, "spare"))
+        world.rule(layer(groups=[hook]))
+        world.alert("db down")
+        assert len(down.seen) == 1 and not spare.seen
+        world.pass_time(seconds=10)
+        assert len(spare.seen) == 1 and spare.seen[0].json()["title"] == "db down"
+        assert 2 <= len(down.seen) <= 3
+        down.answer = Reply(200)
+        world.pass_time(minutes=2)
+        assert down.seen[-1].json()["attempt"] == len(down.seen)  # the original went on, and got through
+        assert {row.state for row in Delivery.objects.all()} == {"sent"}
+        world.ack()
+
+
+def test_an_answer_that_never_came_is_unknown_and_the_repeat_says_so(world):
+    answers = [Reply(raw=b"", end="reset"), Reply(200)]
+    with Server(lambda seen: answers.pop(0)) as server:
+        world.rule(layer(groups=[webhook(server)]))
+        world.alert("half way")
+        world.pass_time(seconds=9)
+        first, second = (seen.json() for seen in server.seen)
+        assert (first["attempt"], first["possible_repeat"]) == (1, False)
+        assert (second["attempt"], second["possible_repeat"]) == (2, True)
+        assert first["delivery_id"] == second["delivery_id"] and second["incidents"][0]["possible_repeat"] is True
+        world.ack()
+
+
+def test_the_default_body_of_the_webhook_is_the_documented_one(world):
+    with Server() as server:
+        world.rule(layer(groups=[webhook(server)]))
+        world.alert("body", "Warning")
+        body = server.seen[0].json()
+        incident = world.incident()
+        assert set(body) == {
+            "delivery_id", "attempt", "possible_repeat", "event", "title", "incident_id", "num", "severity", "layer_idx", "url", "incidents",
+        }  # fmt: skip
+        assert (body["event"], body["title"], body["severity"], body["layer_idx"], body["num"]) == (
+            "triggered",
+            "body",
+            "Warning",
+            0,
+            incident.num,
+        )
+        assert body["url"].endswith(f"/i/{body['incident_id']}/") and body["incidents"][0]["id"] == body["incident_id"]
+        world.ack()
+        world.recover("body")
+        assert [seen.json()["event"] for seen in server.seen] == ["triggered", "acknowledged", "closed"]
+
+
+def test_a_template_that_fails_gives_way_to_the_default_text_and_is_reported(world, bot):
+    texts = TemplateSet.objects.create(name="Own")
+    bad = Template.objects.create(template_set=texts, event="triggered", kind="feishu", body="{{ labels.missing.deep.er + 1 }}{{ 1 / 0 }}")
+    world.rule(layer(groups=[feishu(world, bot)]), template_set_id=texts.id)
+    world.alert("still arrives")
+    assert "still arrives" in bot.words(bot.said[0])
+    bad.refresh_from_db()
+    assert bad.last_error and bad.last_error_at is not None
+    world.ack()
+
+
+def test_a_bot_that_was_removed_fails_with_advice_and_the_next_layer_is_told_now(world, bot):
+    boss = world.person("Boss")
+    bot.key = "another"
+    world.rule(layer(groups=[feishu(world, bot)], escalate_window=30), layer(boss))
+    world.alert("into nowhere")
+    world.pass_time(seconds=1)
+    world.expect(("Boss", "app", "escalated"))
+    assert Delivery.objects.get(channel__kind="feishu").reason
+    assert TimelineEntry.objects.filter(type="i_layer", detail__result="failed").exists()
+    world.ack()
+
+
+def test_a_storm_at_a_limited_bot_is_bundled_and_every_incident_is_named(world, bot):
+    world.rule(layer(groups=[feishu(world, bot)]))
+    for number in range(40):
+        world.alert(f"storm {number:03d}", settle=False)
+    world.settle()
+    for _second in range(90):
+        bot.now += 1
+        world.pass_time(seconds=1)
+    words = "\n".join(bot.words(card) for card in bot.said)
+    assert all(f"storm {number:03d}" in words for number in range(40))
+    assert len(bot.said) < 20
+    states = list(Delivery.objects.values_list("state", flat=True))
+    assert set(states) == {"sent", "bundled"} and states.count("sent") == len(bot.said)
+    assert all(row.bundled_by_id for row in Delivery.objects.filter(state="bundled"))
+    for incident in range(40):
+        world.ack(f"storm {incident:03d}")
+
+
+def test_an_acknowledged_incident_is_not_sent_any_more(world, bot):
+    """The acknowledgement comes while the page waits for the provider's limit."""
+    channel = feishu(world, bot, limits={"per_minute": 1})
+    world.rule(layer(groups=[(channel, {"events": ["triggered"]})]))
+    world.alert("first")
+    world.alert("second")
+    assert len(bot.said) == 1
+    world.ack("second")
+    bot.now += 120
+    world.pass_time(minutes=2)
+    assert len(bot.said) == 1
+    cancelled = Delivery.objects.get(state="cancelled")
+    assert cancelled.reason == "acknowledged"
+    world.ack("first")
+
+
+def test_pages_of_a_forced_layer_survive_an_acknowledgement(world):
+    lee = world.person("Lee", ["sandbox_app", ("sandbox_sms", 60)])
+    world.rule(layer(lee, force_escalate=True))
+    world.alert("forced")
+    world.expect(("Lee", "app", "triggered"))
+    world.ack(actor=lee)
+    world.pass_time(minutes=1)
+    world.expect(("Lee", "sms", "triggered"), at=60)
+    world.do("close")
+
+
+def test_the_most_severe_and_first_pages_go_first(world, bot):
+    channel = feishu(world, bot, limits={"per_minute": 1})
+    world.rule(layer(groups=[channel]))
+    world.alert("opener", "Info")
+    world.alert("minor", "Info", settle=False)
+    world.alert("major", "Critical", settle=False)
+    world.settle()
+    bot.now += 62
+    world.pass_time(seconds=62)
+    words = bot.words(bot.said[1])
+    assert words.index("major") < words.index("minor")
+    for title in ("opener", "minor", "major"):
+        world.ack(title)
+
+
+def test_our_own_network_does_not_burn_through_the_rule(world):
+    """Every channel fails before its request leaves: that is us, so the layers wait and the alarm is raised."""
+    from mapping.models import Installation
+
+    with Server() as gone:
+        hook = webhook(gone)
+    boss_hook = Channel.objects.create(kind="webhook", name="boss", settings=hook.settings, allowed_hosts=hook.allowed_hosts)
+    world.rule(layer(groups=[hook], escalate_window=30), layer(groups=[boss_hook], escalate_window=30))
+    world.alert("cut off")
+    world.pass_time(minutes=2)
+    assert not Delivery.objects.filter(channel=boss_hook).exists()
+    assert Installation.get().alarm
+    outbox.cancel([world.incident().id], "acknowledged", world.now)
+    world.ack()
