@@ -1,13 +1,23 @@
 """Every door of the product, in one table."""
 
 from django.contrib import admin
-from django.urls import path
+from django.urls import path, re_path
 
 from flashduty import health
 from flashduty.api import incidents, ingest
 from flashduty.api.envelope import route
+from flashduty.web import login, pages, sandbox
+
+admin.site.login_form = login.SignInForm
 
 urlpatterns = [
+    path("", pages.home, name="home"),
+    re_path(r"^i/(?P<wire_id>[0-9a-f]{24})/$", pages.shared, name="incident_shared"),
+    path("i/<token>/", pages.personal, name="incident_personal"),
+    path("sandbox/", sandbox.sandbox, name="sandbox"),
+    path("sandbox/messages", sandbox.messages, name="sandbox_messages"),
+    path("sandbox/press", sandbox.press, name="sandbox_press"),
+    path("sandbox/alert", sandbox.alert, name="sandbox_alert"),
     path("admin/", admin.site.urls),
     *health.urls,
     route("event/push/alert/standard", ingest.Push.as_view(), "push_standard"),

@@ -26,6 +26,11 @@ class Workspace(models.Model):
         Team, verbose_name=_("managing teams"), blank=True, related_name="+", help_text=_("Up to three teams that may configure it too.")
     )
     is_private = models.BooleanField(_("private"), default=False, help_text=_("Only the members of its teams see it."))
+    group_may_act = models.BooleanField(
+        _("groups may act"),
+        default=False,
+        help_text=_("Anybody who has the link in a group message may see a summary and acknowledge as “somebody in <group>”, without signing in."),
+    )
     status = models.CharField(_("status"), max_length=10, choices=Status.choices, default=Status.ENABLED)
     auto_resolve_timeout = models.PositiveIntegerField(
         _("auto-resolve after seconds"),

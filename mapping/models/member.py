@@ -8,6 +8,7 @@ from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
 from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.models.functions import Lower
+from django.utils.crypto import salted_hmac
 from django.utils.translation import gettext_lazy as _
 
 from mapping.visibility import Role, VisibleQuerySet
@@ -52,6 +53,8 @@ class Member(AbstractBaseUser):
     may_use_sandbox = models.BooleanField(
         _("may use the sandbox"), default=False, help_text=_("The sandbox shows messages of other people and presses keys as them.")
     )
+    # Links and sessions from before this instant are dead: "sign out everywhere" on a member's own page sets it.
+    links_valid_from = models.DateTimeField(null=True, editable=False)
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
     updated_at = models.DateTimeField(_("updated"), auto_now=True)
 
@@ -102,6 +105,11 @@ class Member(AbstractBaseUser):
 
     def has_module_perms(self, app_label: str) -> bool:
         return self.is_active
+
+    def _get_session_auth_hash(self, secret: str | None = None) -> str:
+        """Sessions die with a new password (Django's rule) and with "sign out everywhere"."""
+        since = f"{self.password}{self.links_valid_from.isoformat() if self.links_valid_from else ''}"
+        return salted_hmac("flashduty.session", since, secret=secret, algorithm="sha256").hexdigest()
 
     def team_ids(self) -> list[int]:
         """Ids of this member's teams, looked up once per instance."""
