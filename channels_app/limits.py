@@ -33,7 +33,8 @@ def look(log: Mapping[str, Sequence[float]], limits: Sequence[Limit], now: datet
         free = min(free, limit.count - len(inside))
         if len(inside) >= limit.count:
             wait = max(wait, inside[len(inside) - limit.count] + _span(limit))
-    return (free, None) if free > 0 else (0, datetime.fromtimestamp(wait, UTC))
+    # A millisecond more, so that rounding never says "now".
+    return (free, None) if free > 0 else (0, datetime.fromtimestamp(wait + 0.001, UTC))
 
 
 def taken(log: Mapping[str, Sequence[float]], limits: Sequence[Limit], now: datetime, count: int) -> Log:

@@ -27,7 +27,7 @@ from django.utils.translation import gettext_noop
 from channels_app import addresses, book, compose, limits, policy
 from channels_app.book import Book, Open
 from channels_app.compose import Claimed, Result, Said
-from channels_app.models import ChannelHealth, Delivery, Notification
+from channels_app.models import ChannelHealth, Delivery, Notification, Pulse
 from channels_app.transport import DeliveryError
 from mapping.clock import wake
 from mapping.crypto import decrypt
@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 MOST_IN_A_BUNDLE: Final = 200
 # While nothing has left the house by any channel for so long, failures to connect are ours and not the providers'.
 NETWORK_SECONDS: Final = 60
+PULSE: Final = timedelta(seconds=3)
+AWAY: Final = timedelta(seconds=15)  # so long without a drain was an outage of ours
 NETWORK_ALARM: Final = gettext_noop(
     "No channel can be reached from here: name resolution, connections or the proxy fail for all of them. Pages wait and are tried again."
 )
@@ -726,7 +728,7 @@ def take_over(holder: str | None, now: datetime) -> int:
     The attempt that we broke off counts against neither the tries nor the deadline.
     """
     which = "holder = %(holder)s" if holder is not None else "lease_until < %(now)s"
-    values = {"holder": holder, "now": now, "lease": policy.LEASE}
+    values: dict[str, Any] = {"holder": holder, "now": now, "lease": policy.LEASE}
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(f"SELECT DISTINCT address_id FROM channels_app_delivery WHERE state = 'sending' AND {which}", values)
         places = [pk for (pk,) in cursor.fetchall()]
@@ -915,7 +917,7 @@ def retry(delivery_id: int, now: datetime) -> bool:
 def turned_back(lost: timedelta, now: datetime) -> None:
     """The database's clock went back by `lost`: what was to happen later happens that much earlier, so that nothing waits twice."""
     with transaction.atomic(), connection.cursor() as cursor:
-        values = {"now": now, "lost": lost}
+        values: dict[str, Any] = {"now": now, "lost": lost}
         cursor.execute(
             """UPDATE channels_app_address SET next_at = GREATEST(next_at - %(lost)s, LEAST(next_at, %(now)s)),
                  blocked_until = GREATEST(blocked_until - %(lost)s, LEAST(blocked_until, %(now)s))
@@ -931,13 +933,28 @@ def turned_back(lost: timedelta, now: datetime) -> None:
         cursor.execute("UPDATE channels_app_channelhealth SET open_until = open_until - %(lost)s WHERE open_until > %(now)s", values)
 
 
-def was_away(lost: timedelta, now: datetime) -> None:
-    """No drain was running for `lost`: that time counts against no deadline and no budget, so that fallbacks are not started by our own absence."""
+def pulse(now: datetime) -> None:
+    """Says that a drain works (called about once a second). After a time without any, that time counts against no deadline and no budget,
+    so that fallbacks are not started by our own absence."""
+    seen = Pulse.objects.filter(id=1).values_list("seen_at", flat=True).first()
+    if seen is None:
+        Pulse.objects.bulk_create([Pulse(id=1, seen_at=now)], ignore_conflicts=True)
+    elif now - seen >= PULSE or seen > now:
+        with transaction.atomic():
+            # Of several drains one finds the old value.
+            if Pulse.objects.filter(id=1, seen_at=seen).update(seen_at=now) and now - seen > AWAY:
+                _forgive(now - seen, now)
+
+
+def _forgive(lost: timedelta, now: datetime) -> None:
+    log.warning("no drain was running for %.0f s; deadlines of what waited are moved", lost.total_seconds())
+    values: dict[str, Any] = {"lost": lost, "now": now}
     with connection.cursor() as cursor:
         cursor.execute(
-            """UPDATE channels_app_delivery SET deadline_at = deadline_at + %(lost)s, fallback_at = fallback_at + %(lost)s
-               WHERE state IN ('queued', 'sending') AND created_at <= %(now)s - %(lost)s""",
-            {"lost": lost, "now": now},
+            """UPDATE channels_app_delivery SET deadline_at = deadline_at + LEAST(%(lost)s, %(now)s - created_at),
+                 fallback_at = fallback_at + LEAST(%(lost)s, %(now)s - created_at)
+               WHERE id IN (SELECT id FROM channels_app_delivery WHERE state IN ('queued', 'sending') ORDER BY id FOR NO KEY UPDATE)""",
+            values,
         )
 
 

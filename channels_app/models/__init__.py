@@ -5,6 +5,7 @@ from channels_app.models.channel import Channel, ChannelHealth
 from channels_app.models.delivery import Delivery
 from channels_app.models.notification import Notification
 from channels_app.models.preference import Preference
+from channels_app.models.pulse import Pulse
 from channels_app.models.verification import Verification
 
-__all__ = ["Address", "Channel", "ChannelHealth", "Delivery", "Notification", "Preference", "Verification"]
+__all__ = ["Address", "Channel", "ChannelHealth", "Delivery", "Notification", "Preference", "Pulse", "Verification"]

@@ -1,0 +1,258 @@
+"""The drain: the django-q2 task that lives in a slot and empties the outbox, and its sender threads.
+
+One thread claims (the resident's own), one records, each on its own connection; the senders in between never touch the database. What is
+claimed goes to a sender that is free, so that nothing lies here after an acknowledgement.
+
+The slot's lock says who claims. What is in flight belongs to a holder with a lock file of its own, taken before the first claim: a stint
+that ends gives its slot back at once and finishes under the holder's lock, and whoever finds that lock free knows that its owner is dead.
+"""
+
+import contextlib
+import fcntl
+import itertools
+import logging
+import os
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from django.conf import settings
+from django.db import Error as DatabaseError
+from django.db import InterfaceError, OperationalError, connection
+
+from channels_app import compose, outbox, resident
+from channels_app.book import Book
+from channels_app.compose import Claimed, Result
+from channels_app.http import DeliveryError
+from channels_app.models import Delivery
+from mapping.crypto import new_secret
+
+log = logging.getLogger(__name__)
+
+REFRESH = timedelta(seconds=1)  # how old what we know of channels may be
+CHORES = 1.0  # seconds between two looks for drains that died
+FALLBACKS = 0.05
+LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+BATCH = 256  # most messages in one claim
+# A record is held back so long for others that end with it: a transaction for each of them would be most of the work.
+GATHER = 0.003
+
+
+def drain(slot: str) -> None:
+    """One stint of the drain in this slot ("drain-0")."""
+    work = Drain(slot)
+    try:
+        resident.serve(slot, work.tick, "flashduty_drain", prepare=work.prepare, finish=work.finish, waker=work.waker)
+    finally:
+        work.close()
+
+
+class Drain:
+    """The core, driven by the resident's shell: `prepare`, then `tick` whenever something may be due, then `finish`."""
+
+    def __init__(self, slot: str, threads: int | None = None):
+        self.threads = threads or settings.DRAIN_THREADS
+        self.holder = f"{node()}.{slot[-8:]}.{os.getpid()}.{new_secret(6)}"
+        self.lock = resident.Lock(f"{self.holder}.holder")
+        self.waker = resident.Waker()
+        self.book = Book()
+        self.jobs: queue.SimpleQueue[Claimed | None] = queue.SimpleQueue()
+        self.results: queue.SimpleQueue[Result | None] = queue.SimpleQueue()
+        self.guard = threading.Lock()  # of the counts below
+        self.sending = 0
+        self.by_channel: Counter[int] = Counter()
+        self.by_address: Counter[int] = Counter()
+        self.unrecorded = 0
+        self.workers = 0
+        self.recorder: threading.Thread | None = None
+        self.offset = (LONG_AGO, 0.0)  # the database's clock at an instant of our monotonic one
+        self.next_chores = self.next_fallbacks = 0.0
+
+    # ---- the three calls of the shell ----
+
+    def prepare(self) -> None:
+        """Everything that takes time before the slot is ours: threads, connections, the lock of what we shall have in flight."""
+        if not self.lock.take():
+            raise RuntimeError(f"somebody else holds {self.lock.path}")
+        self.recorder = threading.Thread(target=self._record, name=f"{self.holder} recorder", daemon=True)
+        self.recorder.start()
+        with contextlib.suppress(DatabaseError):
+            connection.ensure_connection()
+            self.book.refresh(LONG_AGO)
+
+    def tick(self, now: datetime) -> float | None:
+        """Does what is due at `now` in a bounded batch; seconds until the next thing known to be due, 0 for more now, None for nothing."""
+        moment = time.monotonic()
+        self.offset = (now, moment)
+        if self.book.read_at is None or not timedelta(0) <= now - self.book.read_at < REFRESH:
+            self.book.refresh(now)
+        if moment >= self.next_chores:
+            self.next_chores = moment + CHORES
+            outbox.pulse(now)
+            self._bury(now)
+        started = 0
+        if moment >= self.next_fallbacks:
+            self.next_fallbacks = moment + FALLBACKS
+            started = outbox.fallbacks(now, self.book)
+        room = self._room()
+        if not room.total:
+            return None  # a sender that becomes free wakes us
+        claimed = outbox.claim(self.holder, now, room, self.book)
+        if claimed:
+            self._start(claimed)
+        if claimed or started:
+            return 0 if len(claimed) < room.total else None
+        return self._ahead(now)
+
+    def finish(self, left: Callable[[], float]) -> None:
+        """Waits for what is in flight, as long as `left()` says; what is still out then becomes unknown, and others send it again."""
+        while self._open() and left() > 0:
+            time.sleep(0.01)
+        for _worker in range(self.workers):
+            self.jobs.put(None)
+        self.results.put(None)
+        if self.recorder is not None:
+            self.recorder.join(max(0.2, left()))
+        if self._open():
+            outbox.take_over(self.holder, self.clock())
+
+    def close(self) -> None:
+        """Gives up the holder's lock; its file goes only with nothing in flight, since others tell the dead by it."""
+        if self.lock.mine and not self._open():
+            with contextlib.suppress(OSError):
+                self.lock.path.unlink()
+        self.lock.free()
+        self.lock.close()
+        self.waker.close()
+
+    # ---- claiming ----
+
+    def clock(self) -> datetime:
+        """The database's clock, as far as we can tell without asking."""
+        now, moment = self.offset
+        return now + timedelta(seconds=time.monotonic() - moment)
+
+    def _room(self) -> outbox.Room:
+        with self.guard:
+            free = min(BATCH, self.threads - self.sending)
+            return outbox.Room(max(0, free), self.threads, dict(+self.by_channel), dict(+self.by_address))
+
+    def _start(self, claimed: list[Claimed]) -> None:
+        with self.guard:
+            self.sending += len(claimed)
+            self.unrecorded += len(claimed)
+            self.by_channel.update(one.channel.id for one in claimed)
+            self.by_address.update(one.address_id for one in claimed)
+            missing = min(self.threads, self.sending) - self.workers
+            self.workers += max(0, missing)
+        for number in range(max(0, missing)):
+            threading.Thread(target=self._send, name=f"{self.holder} {number}", daemon=True).start()
+        for one in claimed:
+            self.jobs.put(one)
+
+    def _open(self) -> int:
+        with self.guard:
+            return self.unrecorded
+
+    def _ahead(self, now: datetime) -> float | None:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                """SELECT LEAST((SELECT min(next_at) FROM channels_app_address WHERE next_at > %(now)s AND next_at < %(soon)s),
+                                (SELECT min(fallback_at) FROM channels_app_delivery WHERE fallback_at < %(soon)s))""",
+                {"now": now, "soon": now + timedelta(seconds=resident.LONGEST_SLEEP)},
+            )
+            at = cursor.fetchone()[0]
+        return None if at is None else max(0.001, (at - now).total_seconds())
+
+    def _bury(self, now: datetime) -> None:
+        """Takes over from the holders of this node whose lock is free, and from any whose lease ran out."""
+        ours = f"{node()}."
+        for holder in Delivery.objects.filter(state="sending", holder__startswith=ours).values_list("holder", flat=True).distinct():
+            if holder != self.holder and not resident.held(f"{holder}.holder"):
+                outbox.take_over(holder, now)
+                resident.path(f"{holder}.holder").unlink(missing_ok=True)
+        outbox.take_over(None, now)
+
+    # ---- sending ----
+
+    def _send(self) -> None:
+        while (claimed := self.jobs.get()) is not None:
+            result = compose.send(claimed, self.clock())
+            with self.guard:
+                self.sending -= 1
+                self.by_channel[claimed.channel.id] -= 1
+                self.by_address[claimed.address_id] -= 1
+            self.results.put(result)
+
+    # ---- recording ----
+
+    def _record(self) -> None:
+        try:
+            for first in iter(self.results.get, None):
+                time.sleep(GATHER)
+                batch = [first]
+                with contextlib.suppress(queue.Empty):
+                    for _turn in range(BATCH):
+                        more = self.results.get_nowait()
+                        if more is None:
+                            self.results.put(None)
+                            break
+                        batch.append(more)
+                self._write(batch)
+                with self.guard:
+                    self.unrecorded -= len(batch)
+                self.waker.set()
+        finally:
+            connection.close()
+
+    def _write(self, batch: list[Result]) -> None:
+        """Until it is written: a result we forget is a page sent twice."""
+        for turn in itertools.count():
+            try:
+                outbox.record(self.holder, batch, self.clock())
+                return
+            except (OperationalError, InterfaceError) as error:
+                log.warning("%d results wait for the database: %s", len(batch), error)
+                with contextlib.suppress(DatabaseError):
+                    connection.close()
+                time.sleep(min(1.0, 0.05 * 2 ** min(turn, 5)))
+            except Exception:
+                log.exception("a batch of %d results cannot be written", len(batch))
+                if len(batch) == 1:
+                    self._write_plainly(batch[0])
+                    return
+                for one in batch:
+                    self._write([one])
+                return
+
+    def _write_plainly(self, result: Result) -> None:
+        """A result that cannot be written as it is (a text the database refuses): without the texts."""
+        said = result.said
+        if isinstance(said, DeliveryError):
+            said = DeliveryError("the error could not be stored", permanent=said.permanent, left=said.left)
+        try:
+            outbox.record(self.holder, [Result(result.claimed, result.started, result.seconds, said)], self.clock())
+        except Exception:
+            log.exception("delivery %s: the result cannot be written; its lease will end", result.claimed.id)
+
+
+def node() -> str:
+    """A short name of this node, the same for all its processes: a node is one run folder."""
+    file: Path = resident.path("node")
+    with contextlib.suppress(FileNotFoundError):
+        if name := file.read_text().strip():
+            return name
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with open(file, "a+") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        handle.seek(0)
+        name = handle.read().strip()
+        if not name:
+            name = os.urandom(4).hex()
+            handle.write(name)
+            handle.flush()
+    return name
