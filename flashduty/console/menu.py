@@ -1,0 +1,56 @@
+"""The console's menu, in the guide's words; a page somebody may not open is not in it."""
+
+from typing import Any
+
+from django.contrib import admin
+from django.db import models
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.translation import gettext_lazy as _
+
+from channels_app.models import Address, Delivery, Notification, Preference
+from escalation.models import Alert, EscalationRule, Event, Incident, Integration, RuleSnapshot, Run, TimelineEntry, Workspace
+from flashduty.models import Classic, Hook, ImApp, ImBot, Play
+from mapping.models import ApiKey, ContactPoint, Device, Installation, MappingTable, Member, Team, Throttle
+from templates_app.models import Template, TemplateSet
+
+# group -> (page, icon of Material Symbols); a group that opens and closes is marked.
+MENU: list[tuple[Any, bool, list[tuple[type[models.Model], str]]]] = [
+    (_("Incidents"), False, [(Incident, "emergency"), (Alert, "notifications_active"), (Event, "input")]),
+    (
+        _("Configure On-call"),
+        False,
+        [
+            (Workspace, "workspaces"), (Integration, "webhook"), (EscalationRule, "stairs"), (TemplateSet, "description"), (MappingTable, "alternate_email"),
+        ],
+    ),
+    (_("Notifications"), False, [(ImApp, "forum"), (ImBot, "smart_toy"), (Classic, "call"), (Hook, "link"), (Play, "science")]),
+    (_("People"), False, [(Member, "person"), (Team, "groups"), (ContactPoint, "contact_phone"), (Preference, "tune"), (ApiKey, "key")]),
+    (
+        _("What the machine did"),
+        True,
+        [
+            (Delivery, "send"), (Notification, "campaign"), (Run, "directions_run"), (TimelineEntry, "timeline"), (Address, "pin_drop"),
+            (RuleSnapshot, "history"), (Template, "text_snippet"), (Device, "smartphone"),
+        ],
+    ),
+    (_("Installation"), True, [(Installation, "settings"), (Throttle, "speed")]),
+]  # fmt: skip
+
+
+def navigation(request: HttpRequest) -> list[dict[str, Any]]:
+    """unfold's sidebar for the person who asks."""
+    groups: list[dict[str, Any]] = []
+    for title, closed, pages in MENU:
+        items = [
+            {
+                "title": model._meta.verbose_name_plural[:1].upper() + model._meta.verbose_name_plural[1:],  # type: ignore[index]
+                "icon": icon,
+                "link": reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_changelist"),
+            }
+            for model, icon in pages
+            if admin.site._registry[model].has_view_permission(request)
+        ]
+        if items:
+            groups.append({"title": title, "separator": True, "collapsible": closed, "items": items})
+    return groups

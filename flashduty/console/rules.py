@@ -1,0 +1,429 @@
+"""Console pages of who must know and when: workspaces, integrations with their push URL, escalation rules with layers and group channels."""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from django import forms
+from django.conf import settings
+from django.contrib import admin, messages
+from django.core.exceptions import ValidationError
+from django.core.validators import validate_email
+from django.db import models, transaction
+from django.db.models import Count, Prefetch, Q
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.shortcuts import get_object_or_404
+from django.urls import URLPattern, path, reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+from django.views.decorators.http import require_POST
+from unfold.decorators import display
+from unfold.widgets import UnfoldAdminSelectWidget
+
+from channels_app import transport
+from channels_app.addresses import kinds_for_people
+from escalation import match, rules, sources
+from escalation.models import EscalationRule, Integration, Layer, LayerChannel, RuleSnapshot, Workspace
+from escalation.models.workspace import SEVERITIES
+from flashduty.console.base import (
+    ChoicesField,
+    JsonField,
+    LinesField,
+    MachineAdmin,
+    StatusFilter,
+    VisibleAdmin,
+    VisibleForm,
+    VisibleRelatedFilter,
+    VisibleStacked,
+    deny_unless,
+    log,
+    offered,
+)  # fmt: skip
+from flashduty.console.people import ZoneField
+from flashduty.console.templates import template_sets
+from mapping.clock import db_now
+from templates_app.models import TemplateSet
+
+EVENTS = [
+    ("triggered", gettext_lazy("first page")),
+    ("refire", gettext_lazy("loop")),
+    ("escalated", gettext_lazy("escalated")),
+    ("acknowledged", gettext_lazy("acknowledged")),
+    ("closed", gettext_lazy("closed")),
+]
+FILTER_EXAMPLE = gettext_lazy(
+    "A JSON list of groups: all conditions of one group must hold, any one group is enough. Empty: every incident. Example: "
+    '[[{"key": "severity", "oper": "IN", "vals": ["Critical"]}, {"key": "labels.env", "oper": "IN", "vals": ["prod", "/^eu-/"]}]]'
+)
+TIME_EXAMPLE = gettext_lazy(
+    "A JSON list of weekly windows, days from 0 (Sunday). Empty: always. Example, nights: "
+    '[{"start": "22:00", "end": "06:00", "repeat": [1, 2, 3, 4, 5]}]'
+)
+
+
+def group_kinds() -> list[str]:
+    """Kinds whose channels are group chats or endpoints: they may be named in a layer."""
+    return [kind for kind, style in transport.transports().items() if style.group]
+
+
+def person_choices() -> list[tuple[str, Any]]:
+    """Kinds by which a person may be reached, with their labels."""
+    known = transport.transports()
+    return [(kind, known[kind].label) for kind in kinds_for_people()]
+
+
+# ---- workspaces ----------------------------------------------------------------------------------------------------------------------
+
+
+class WorkspaceForm(VisibleForm):
+    def clean_managing_teams(self) -> Any:
+        teams = self.cleaned_data["managing_teams"]
+        if len(teams) > 3:
+            raise ValidationError(_("At most three teams; %(count)d are chosen.") % {"count": len(teams)})
+        return teams
+
+
+@admin.register(Workspace)
+class WorkspaceAdmin(VisibleAdmin):
+    form = WorkspaceForm
+    list_display = ("name", "team", "is_private", "integrations_count", "rules_count", "open_incidents", "status")
+    list_select_related = ("team",)
+    list_filter = (StatusFilter, "is_private", ("team", VisibleRelatedFilter))
+    search_fields = ("name", "description")
+    autocomplete_fields = ("managing_teams", "catch_all_members", "catch_all_teams")
+    fieldsets = (
+        (None, {"fields": ("name", "description", ("team", "status"), "managing_teams", ("is_private", "group_may_act"))}),
+        (
+            gettext_lazy("Catch-all: who is told when no rule matches or a rule reaches nobody"),
+            {"fields": ("catch_all_members", "catch_all_teams", "catch_all_channels")},
+        ),
+        (gettext_lazy("Closing by itself"), {"fields": (("auto_resolve_timeout", "auto_resolve_mode"), "disable_auto_close")}),
+    )
+
+    def get_queryset(self, request: HttpRequest) -> models.QuerySet:
+        def count(model: type[models.Model], **where: Any) -> Any:
+            rows = model._default_manager.filter(workspace=models.OuterRef("pk"), **where).order_by().values("workspace")
+            return models.functions.Coalesce(models.Subquery(rows.annotate(n=Count("pk")).values("n")), 0)
+
+        return (
+            super()
+            .get_queryset(request)
+            .annotate(
+                _integrations=count(Integration, status="enabled"),
+                _rules=count(EscalationRule, status="enabled"),
+                _open=count(Workspace.incidents.rel.related_model, progress__in=["Triggered", "Processing"]),  # type: ignore[attr-defined]
+            )
+        )
+
+    def formfield_for_manytomany(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        if db_field.name == "catch_all_channels":
+            kwargs["queryset"] = offered(db_field, request.user).filter(kind__in=group_kinds())
+        return super().formfield_for_manytomany(db_field, request, **kwargs)
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        if not change:
+            obj.created_by = request.user
+        super().save_model(request, obj, form, change)
+
+    @display(description=gettext_lazy("integrations"), ordering="_integrations")
+    def integrations_count(self, row: Any) -> int:
+        return row._integrations
+
+    @display(description=gettext_lazy("rules"), ordering="_rules")
+    def rules_count(self, row: Any) -> int:
+        return row._rules
+
+    @display(description=gettext_lazy("open incidents"), ordering="_open")
+    def open_incidents(self, row: Any) -> int:
+        return row._open
+
+
+# ---- integrations --------------------------------------------------------------------------------------------------------------------
+
+
+class IntegrationForm(VisibleForm):
+    kind = forms.ChoiceField(
+        label=gettext_lazy("kind"), choices=lambda: [(name, name) for name in sources.SOURCES], widget=UnfoldAdminSelectWidget()
+    )
+
+    class Meta:
+        model = Integration
+        fields = ("name", "workspace", "kind", "status", "limit_per_second", "limit_per_minute")
+
+
+@admin.register(Integration)
+class IntegrationAdmin(VisibleAdmin):
+    form = IntegrationForm
+    list_display = ("name", "workspace", "kind", "event_count", "last_event_at", "status")
+    list_select_related = ("workspace",)
+    list_filter = (StatusFilter, "kind", ("workspace", VisibleRelatedFilter))
+    search_fields = ("name",)
+    readonly_fields = ("push_url", "old_key_until", "event_count", "last_event_at")
+    change_form_template = "admin/escalation/integration/change_form.html"
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        basics = (None, {"fields": ("name", ("workspace", "kind"), "status")})
+        limits = (gettext_lazy("Limits"), {"fields": (("limit_per_second", "limit_per_minute"),)})
+        if obj is None:
+            return (basics, limits)
+        # The push URL is a key: only for whoever may change the integration.
+        secret = ("push_url", "old_key_until") if self.has_change_permission(request, obj) else ()
+        return (basics, (gettext_lazy("Where to send"), {"fields": (*secret, ("event_count", "last_event_at"))}), limits)
+
+    @display(description=gettext_lazy("push URL"))
+    def push_url(self, integration: Integration) -> SafeString:
+        url = f"{settings.BASE_URL}/event/push/alert/{integration.kind}?integration_key={integration.key}"
+        return format_html(
+            '<div class="flex items-center gap-2"><code id="push-url" class="break-all">{}</code> <button type="button" '
+            'class="border border-base-200 rounded-default px-3 py-2 cursor-pointer dark:border-base-700" '
+            "onclick=\"navigator.clipboard.writeText(document.getElementById('push-url').textContent); this.textContent = this.dataset.done\" "
+            'data-done="{}">{}</button></div>',
+            url,
+            _("Copied"),
+            _("Copy"),
+        )
+
+    def get_urls(self) -> list[URLPattern]:
+        view = self.admin_site.admin_view(require_POST(self.rotate))
+        return [path("<int:pk>/rotate/", view, name="escalation_integration_rotate"), *super().get_urls()]
+
+    def rotate(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """A new key now; the old one works for the time of grace, so that senders can be changed one after the other."""
+        with transaction.atomic():
+            integration = get_object_or_404(self.get_queryset(request).select_related(None).select_for_update(of=("self",)), pk=pk)
+            deny_unless(self.has_change_permission(request, integration))
+            integration.rotate(db_now())
+            log(request, integration, _("key: rotated"))
+        self.message_user(request, _("There is a new key. The old one works until the time shown below."), messages.SUCCESS)
+        return HttpResponseRedirect(reverse("admin:escalation_integration_change", args=[pk]))
+
+
+# ---- rules ---------------------------------------------------------------------------------------------------------------------------
+
+
+class LayerChannelForm(VisibleForm):
+    severities = ChoicesField(label=gettext_lazy("severities"), choices=SEVERITIES, required=False, help_text=gettext_lazy("None: all."))
+    events = ChoicesField(label=gettext_lazy("events to send"), choices=EVENTS, required=False, help_text=gettext_lazy("None: all."))
+
+    class Meta:
+        model = LayerChannel
+        fields = ("channel", "severities", "events", "mention", "mapping_table")
+
+
+class LayerChannelInline(VisibleStacked):
+    model = LayerChannel
+    form = LayerChannelForm
+    fields = (("channel", "mention", "mapping_table"), ("severities", "events"))
+    verbose_name = gettext_lazy("group channel")
+    verbose_name_plural = gettext_lazy("Group channels of this layer")
+
+    def get_queryset(self, request: HttpRequest) -> models.QuerySet:
+        return super().get_queryset(request).select_related("channel", "mapping_table").order_by("id")
+
+    def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        if db_field.name == "channel":
+            kwargs["queryset"] = offered(db_field, request.user).filter(kind__in=group_kinds())
+        return super().formfield_for_foreignkey(db_field, request, **kwargs)
+
+
+class LayerForm(VisibleForm):
+    idx = forms.IntegerField(widget=forms.HiddenInput(), required=False)
+    emails = LinesField(
+        label=gettext_lazy("e-mail addresses"), help_text=gettext_lazy("One a line. They are told by e-mail and need no account.")
+    )
+    critical = ChoicesField(label=gettext_lazy("for Critical"), choices=person_choices, required=False)
+    warning = ChoicesField(label=gettext_lazy("for Warning"), choices=person_choices, required=False)
+    info = ChoicesField(label=gettext_lazy("for Info"), choices=person_choices, required=False)
+
+    class Meta:
+        model = Layer
+        fields = (
+            "idx", "members", "teams", "supervisors", "emails", "escalate_window", "notify_step", "max_times", "force_escalate",
+            "follow_preference", "critical", "warning", "info",
+        )  # fmt: skip
+
+    def clean_emails(self) -> list[str]:
+        found = self.cleaned_data["emails"]
+        for address in found:
+            try:
+                validate_email(address)
+            except ValidationError:
+                raise ValidationError(_("“%(address)s” is not an e-mail address.") % {"address": address}) from None
+        return found
+
+    def clean(self) -> Any:
+        data = super().clean()
+        if not self.cleaned_data.get("follow_preference", True):
+            empty = [name for name in ("critical", "warning", "info") if not self.cleaned_data.get(name)]
+            if len(empty) == 3:
+                raise ValidationError(_("Choose by what these people are told, or switch each person's own preference on."))
+        return data
+
+    def _get_validation_exclusions(self) -> set[str]:
+        # Layers are numbered by their order on the page, after all of them are saved (the constraint is deferred).
+        return {*super()._get_validation_exclusions(), "idx"}
+
+
+class LayerFormSet(VisibleStacked.formset):
+    """Layers in the order in which they stand on the page."""
+
+    def clean(self) -> None:
+        super().clean()
+        for place, form in enumerate(self.forms):
+            given = form.cleaned_data.get("idx") if hasattr(form, "cleaned_data") else None
+            form.instance.idx = given if given is not None and form in self.initial_forms else 1000 + place
+
+
+class LayerInline(VisibleStacked):
+    model = Layer
+    form = LayerForm
+    formset = LayerFormSet
+    inlines = (LayerChannelInline,)
+    autocomplete_fields = ("members", "teams")
+    fieldsets = (
+        (
+            None,
+            {
+                "fields": (
+                    "idx",
+                    ("members", "teams"),
+                    ("supervisors", "force_escalate"),
+                    ("escalate_window", "notify_step", "max_times"),
+                    ("emails", "follow_preference"),
+                    ("critical", "warning", "info"),
+                )
+            },
+        ),
+    )
+    verbose_name = gettext_lazy("layer")
+    verbose_name_plural = gettext_lazy("Layers, from the first to the last")
+
+    def get_queryset(self, request: HttpRequest) -> models.QuerySet:
+        return super().get_queryset(request).prefetch_related("members", "teams").order_by("idx", "id")
+
+
+class RuleForm(VisibleForm):
+    filters = JsonField(label=gettext_lazy("filters"), empty=[], help_text=FILTER_EXAMPLE)
+    time_filters = JsonField(label=gettext_lazy("time windows"), empty=[], rows=4, help_text=TIME_EXAMPLE)
+    time_zone = ZoneField(label=gettext_lazy("time zone of the windows"), initial="UTC")
+    template_set = forms.ModelChoiceField(
+        label=gettext_lazy("template set"), queryset=TemplateSet.objects.none(), required=False, widget=UnfoldAdminSelectWidget(),
+        empty_label=gettext_lazy("The default texts"),
+    )  # fmt: skip
+
+    class Meta:
+        model = EscalationRule
+        fields = ("workspace", "name", "description", "priority", "status", "filters", "time_filters", "time_zone", "aggr_window")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if "template_set" in self.fields and self.instance.template_set_id:
+            self.initial["template_set"] = self.instance.template_set_id
+            field: Any = self.fields["template_set"]
+            permitted = field.queryset.order_by().values("pk")
+            field.queryset = TemplateSet.objects.filter(Q(pk__in=permitted) | Q(pk=self.instance.template_set_id))
+
+    def clean_filters(self) -> Any:
+        return _checked(self.cleaned_data["filters"], match.check(self.cleaned_data["filters"]))
+
+    def clean_time_filters(self) -> Any:
+        return _checked(self.cleaned_data["time_filters"], match.check_time(self.cleaned_data["time_filters"]))
+
+    def clean(self) -> Any:
+        data = super().clean()
+        if "template_set" in self.cleaned_data:
+            chosen = self.cleaned_data["template_set"]
+            self.instance.template_set_id = chosen.pk if chosen else None
+        return data
+
+
+def _checked(value: Any, problems: list[match.FilterError]) -> Any:
+    """The value, or every problem with the place where it is: `filters[0][1].vals[2]: what to do`."""
+    if problems:
+        raise ValidationError([str(problem) for problem in problems])
+    return value
+
+
+@admin.register(EscalationRule)
+class RuleAdmin(VisibleAdmin):
+    form = RuleForm
+    list_display = ("name", "workspace", "priority", "layers_count", "applies", "version", "status", "updated_at")
+    list_select_related = ("workspace",)
+    list_filter = (StatusFilter, ("workspace", VisibleRelatedFilter))
+    search_fields = ("name", "description", "workspace__name")
+    readonly_fields = ("version", "shown_template_set")
+    inlines = (LayerInline,)
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        chosen = "template_set" if obj is None or self.has_change_permission(request, obj) else "shown_template_set"
+        return (
+            (None, {"fields": ("name", ("workspace", "priority", "status"), "description", (chosen, "aggr_window"))}),
+            (gettext_lazy("When it applies"), {"fields": ("filters", ("time_filters", "time_zone"))}),
+        )
+
+    def get_queryset(self, request: HttpRequest) -> models.QuerySet:
+        name = TemplateSet.objects.filter(pk=models.OuterRef("template_set_id")).values("name")[:1]
+        return super().get_queryset(request).annotate(_layers=Count("layers"), _template_set=models.Subquery(name))
+
+    def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
+        form = super().get_form(request, obj, change, **kwargs)
+        if "template_set" in form.base_fields:
+            form.base_fields["template_set"].queryset = template_sets(request.user)
+        return form
+
+    def parts(self, obj: Any) -> Iterator[tuple[str, models.Model]]:
+        uses = Prefetch("channels", LayerChannel.objects.select_related("channel", "mapping_table").order_by("id"))
+        for layer in obj.layers.prefetch_related("members", "teams", uses).order_by("idx"):
+            words = _("layer %(idx)d · ") % {"idx": layer.idx}
+            yield words, layer
+            for use in layer.channels.all():
+                yield f"{words}{use.channel} · ", use
+
+    def story_of(self, obj: Any) -> Any:
+        found = super().story_of(obj)
+        label = str(EscalationRule._meta.get_field("template_set_id").verbose_name)
+        name = TemplateSet.objects.filter(pk=obj.template_set_id).values_list("name", flat=True).first() or "-"
+        return found | {label: (obj.template_set_id, name)}
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        if not change:
+            return super().save_model(request, obj, form, change)
+        request._console_before = self.story_of(EscalationRule.objects.get(pk=obj.pk))  # type: ignore[attr-defined]
+        # Never the version: two people who save at once would both write the number after the one they read, and runs keep rules by it.
+        written = [field.name for field in obj._meta.concrete_fields if field.name not in ("id", "version", "created_at")]
+        obj.save(update_fields=written)
+
+    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
+        super().save_related(request, form, formsets, change)
+        for place, layer in enumerate(Layer.objects.filter(rule=form.instance).order_by("idx", "id").only("idx")):
+            if layer.idx != place:
+                Layer.objects.filter(pk=layer.pk).update(idx=place)
+        rules.changed([form.instance.pk])
+
+    def retired(self, rows: Any) -> None:
+        rules.changed([row.pk for row in rows])
+
+    @display(description=gettext_lazy("layers"), ordering="_layers")
+    def layers_count(self, rule: Any) -> int:
+        return rule._layers
+
+    @display(description=gettext_lazy("applies to"))
+    def applies(self, rule: EscalationRule) -> str:
+        words = [_("filtered") if rule.filters else _("every incident"), _("at certain times") if rule.time_filters else _("always")]
+        return ", ".join(words)
+
+    @display(description=gettext_lazy("template set"))
+    def shown_template_set(self, rule: Any) -> str:
+        return getattr(rule, "_template_set", None) or _("The default texts")
+
+
+@admin.register(RuleSnapshot)
+class RuleSnapshotAdmin(MachineAdmin):
+    """A rule as runs follow it: what was in force, whatever was edited since."""
+
+    list_display = ("id", "rule", "version", "created_at")
+    list_select_related = ("rule",)
+    fields = ("rule", "version", "created_at", "body")
+    readonly_fields = fields
+    lookups: ClassVar[tuple[str, ...]] = ("rule",)
