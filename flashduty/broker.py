@@ -39,11 +39,22 @@ RETURNING id, payload
 """
 
 
+def preload() -> None:
+    """To be called before the first fork: what is imported here is shared by all processes of a tree, and its workers start warm."""
+    for func, _args in settings.RESIDENTS.values():
+        try:
+            import_string(func)
+        except Exception:
+            log.exception("%s cannot be loaded", func)  # the others work; this slot stays empty, which the supervisor notices
+    gc.collect()
+    gc.freeze()  # the collector would otherwise write to, and so copy, every shared page
+
+
 class RowsBroker(Broker):
     def __init__(self, list_key: str | None = None):
         super().__init__(list_key)
         self.stop = resident.Stop()
-        self.sent: dict[str, float] = {}
+        self.sent: dict[str, tuple[float, tuple[int, str] | None]] = {}  # slot -> when, and who held it then
         self.jobs_at = 0.0
 
     # A broker travels to the pusher by fork; under another start method only its key does.
@@ -54,14 +65,6 @@ class RowsBroker(Broker):
         self.__init__(state)
 
     def ping(self) -> bool:
-        """Called in the sentinel just before it forks: what is imported here is shared by all workers, and workers start warm."""
-        for func, _args in settings.RESIDENTS.values():
-            try:
-                import_string(func)
-            except Exception:
-                log.exception("%s cannot be loaded", func)  # the others work; this slot stays empty, which the supervisor notices
-        gc.collect()
-        gc.freeze()  # the collector would otherwise write to, and so copy, every shared page
         return True
 
     def info(self) -> str:
@@ -73,7 +76,7 @@ class RowsBroker(Broker):
             if self.stop.left() is None:
                 for slot, (func, args) in settings.RESIDENTS.items():
                     if self._wanted(slot):
-                        self.sent[slot] = time.monotonic()
+                        self.sent[slot] = time.monotonic(), resident.holder(slot)
                         return [(None, package(slot, func, args))]
                 if time.monotonic() >= self.jobs_at:
                     self.jobs_at = time.monotonic() + JOBS_EVERY
@@ -93,11 +96,13 @@ class RowsBroker(Broker):
         with contextlib.suppress(FileNotFoundError):
             resident.path(f"{slot}.want").unlink()  # who removes it answers it
             return True
-        since = time.monotonic() - self.sent.get(slot, -60.0)
+        holder = resident.holder(slot)
+        sent_at, holder_then = self.sent.get(slot, (-60.0, None))
+        if time.monotonic() - sent_at < AGAIN and holder == holder_then:
+            return False  # whom we sent is on the way; had it arrived and died, the file would name it
         if not resident.held(f"{slot}.slot"):
-            return since > AGAIN
-        older = (resident.holder(slot) or (0, ""))[1] < resident.tree_id()
-        return older and since > AGAIN and not resident.held(f"{slot}.next")
+            return True
+        return (holder or (0, ""))[1] < resident.tree_id() and not resident.held(f"{slot}.next")
 
     def _job(self) -> tuple[int, str] | None:
         with connection.cursor() as cursor:

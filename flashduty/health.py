@@ -51,9 +51,11 @@ def readyz(_request: HttpRequest) -> JsonResponse:
         if age is None or age > FRESH:
             silent = _("nobody works") if age is None else _("silent for %(seconds)d s") % {"seconds": age}
             reasons.append(f"{slot}: {silent}")
-    return JsonResponse(
+    answer = JsonResponse(
         {"ready": not reasons, "reasons": reasons, "alarms": alarms, "workers": workers}, status=503 if reasons else 200
     )  # fmt: skip
+    answer._has_been_logged = True  # Django would write an error a second while a load balancer waits for us
+    return answer
 
 
 def _own_workers() -> bool:

@@ -2,10 +2,11 @@
 
 SIGKILL of one idle django-q2 worker can freeze its whole cluster while everything looks healthy (the dead one held the queue's read
 lock), so a tree is never repaired: any death in it, or a resident that stopped beating, gets a new tree beside it, and the old one is
-told to wind down once the new one stands in line for its slots. Trees live in sessions of their own, so that a signal to our group, or
+told to wind down once the new one stands in line for its slots. It is run without django.setup(), which saves 35 MB. Trees live in sessions of their own, so that a signal to our group, or
 our own death, does not touch them; the next supervisor finds them by the tree id in their environment.
 """
 
+import argparse
 import contextlib
 import ctypes
 import dataclasses
@@ -95,6 +96,13 @@ def _environment(pid: int) -> dict[str, str]:
     return dict(pair.decode(errors="replace").split("=", 1) for pair in pairs if b"=" in pair)
 
 
+def _alive(pid: int) -> bool:
+    try:
+        return not _process(pid).zombie
+    except (OSError, IndexError, ValueError):
+        return False
+
+
 class _Watch:
     """Notices the end of one process at once, a zombie's too, and never mistakes a later process with its number for it."""
 
@@ -109,10 +117,7 @@ class _Watch:
             look = select.poll()
             look.register(self.handle, select.POLLIN)
             return bool(look.poll(0))
-        try:
-            return _process(self.pid).zombie
-        except (OSError, IndexError, ValueError):
-            return True
+        return not _alive(self.pid)
 
     def close(self) -> None:
         if self.handle is not None:
@@ -126,10 +131,10 @@ def _kill(pid: int, number: int = signal.SIGKILL) -> None:
 
 
 class _Family:
-    """The processes of one session that carry one mark (`NAME=value`) in their environment."""
+    """The processes of one session, which we or an earlier supervisor made for them; its number is not used again while one of them lives."""
 
-    def __init__(self, leader: int, name: str, value: str):
-        self.leader, self.name, self.value = leader, name, value
+    def __init__(self, leader: int):
+        self.leader = leader
         self.born = time.monotonic()
         self.pids: set[int] = {leader}
         self.output: int | None = None
@@ -137,17 +142,10 @@ class _Family:
 
     def members(self, table: dict[int, _Process]) -> list[_Process]:
         """Who lives. Parents before children, or the sentinel would make new workers of those that are killed."""
-        here = [p for p in table.values() if p.session == self.leader and not p.zombie and _environment(p.pid).get(self.name) == self.value]
+        here = [p for p in table.values() if p.session == self.leader and not p.zombie]
         self.pids |= {p.pid for p in here}
         children = [p.parent for p in here]
         return sorted(here, key=lambda p: (p.pid != self.leader, -children.count(p.pid), p.pid))
-
-    def reap(self) -> None:
-        """We are the reaper of whoever lost its parent, so that an init that does not reap leaves us no zombies."""
-        for pid in list(self.pids):
-            with contextlib.suppress(ChildProcessError):
-                if os.waitpid(pid, os.WNOHANG) != (0, 0) and pid != self.leader:
-                    self.pids.discard(pid)
 
     def read(self, log: Log, source: str) -> None:
         """Whatever they wrote, line by line."""
@@ -175,7 +173,7 @@ class _Tree(_Family):
     """One `qcluster`: parent, sentinel, workers, pusher, monitor."""
 
     def __init__(self, leader: int, tree: str):
-        super().__init__(leader, "FLASHDUTY_TREE", tree)
+        super().__init__(leader)
         self.id = tree
         self.watches: dict[int, _Watch] = {}
         self.complete_at: float | None = None
@@ -269,6 +267,7 @@ class _Supervisor:
         self.web_watch: _Watch | None = None
         self.web_failures, self.web_at, self.web_kill_at = 0, 0.0, 0.0
         self.asked_to_stop = 0
+        self.to_reap: dict[int, float] = {}  # pid -> when its family still lived
         self.scan_at = 0.0
         self.told = ""
         address = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
@@ -290,10 +289,11 @@ class _Supervisor:
         _become_reaper()
         self._adopt()
         try:
-            while not (self.asked_to_stop and not self.trees and self.web is None):
+            while True:
                 self._look()
+                if self.asked_to_stop and not self.trees and self.web is None:
+                    return 0
                 self._wait(reader)
-            return 0
         finally:
             signal.set_wakeup_fd(wakeup)
             for number, handler in before.items():
@@ -325,9 +325,8 @@ class _Supervisor:
     def _look(self) -> None:
         for family in [*self.trees, *([self.web] if self.web else [])]:
             family.read(self.log, "web" if family is self.web else "work")
-            family.reap()
-        if os.getpid() == 1:
-            _reap_strangers()
+            self.to_reap |= dict.fromkeys(family.pids, time.monotonic())
+        self._reap()
         self._look_at_trees()
         if not self.asked_to_stop:
             self._look_at_beats()
@@ -338,6 +337,22 @@ class _Supervisor:
         elif self.on_ready is not None:
             self._look_whether_ready()
         self._tell()
+
+    def _reap(self) -> None:
+        """We are the reaper of whoever lost its parent, since an init may not reap; as init, of everybody.
+
+        A process whose first thread is a zombie may keep its children for another moment: the dead are looked for a while longer.
+        """
+        with contextlib.suppress(ChildProcessError):
+            while os.getpid() == 1 and os.waitpid(-1, os.WNOHANG) != (0, 0):
+                pass
+        for pid, seen in list(self.to_reap.items()):
+            try:
+                reaped = os.waitpid(pid, os.WNOHANG) != (0, 0)
+            except ChildProcessError:
+                reaped = time.monotonic() - seen > 5
+            if reaped:
+                del self.to_reap[pid]
 
     # ---- trees
 
@@ -389,7 +404,7 @@ class _Supervisor:
 
     def _start_tree(self) -> None:
         tree = f"{time.time_ns():020d}-{os.getpid()}"  # a later tree sorts later: its residents stand in line behind an older one's
-        command = [sys.executable, str(settings.BASE_DIR / "manage.py"), "qcluster", "--skip-checks"]
+        command = [sys.executable, str(settings.BASE_DIR / "manage.py"), "workers"]
         pid, output = self._spawn(command, {"FLASHDUTY_TREE": tree, "FLASHDUTY_RESIDENT": "True"})
         self.trees.append(_Tree(pid, tree))
         self.trees[-1].output = output
@@ -416,9 +431,8 @@ class _Supervisor:
         members = tree.members(table)
         for process in members:
             _kill(process.pid)
-        if not members and tree.leader not in {p.pid for p in table.values() if not p.zombie}:
+        if not members:
             tree.read(self.log, "work")
-            tree.reap()
             tree.forget()
             self.trees.remove(tree)
 
@@ -483,11 +497,12 @@ class _Supervisor:
     # ---- the web server
 
     def _web_command(self) -> list[str]:
-        # Without --respawn-failed-workers one dead worker would end the server.
+        # Without --respawn-failed-workers one dead worker would end the server. No --backpressure: it counts open connections, so that
+        # as many idle keep-alive senders would shut everybody else out. Log level: a warning about the number of threads at each start.
         return [
             sys.executable, "-m", "granian", "flashduty.wsgi:application", "--interface", "wsgi", "--host", self.host, "--port", str(self.port),
             "--workers", "1", "--blocking-threads", str(settings.WEB_THREADS), "--backlog", "2048", "--http", "1", "--no-ws",
-            "--respawn-failed-workers", "--respawn-interval", "0.1", "--workers-kill-timeout", "1", "--log-level", "warning",
+            "--respawn-failed-workers", "--respawn-interval", "0.1", "--workers-kill-timeout", "1", "--log-level", "error",
         ]  # fmt: skip
 
     def _look_at_web(self) -> None:
@@ -496,7 +511,7 @@ class _Supervisor:
             if self.with_web and not self.asked_to_stop and now >= self.web_at:
                 shim = [sys.executable, "-I", "-S", "-c", DIE_WITH_PARENT, str(os.getpid())]
                 pid, output = self._spawn(shim + self._web_command(), {"FLASHDUTY_WEB": "1"})
-                self.web, self.web_watch = _Family(pid, "FLASHDUTY_WEB", "1"), _Watch(pid)
+                self.web, self.web_watch = _Family(pid), _Watch(pid)
                 self.web.output = output
             return
         ended = self.web_watch is None or self.web_watch.ended()
@@ -514,7 +529,6 @@ class _Supervisor:
                 _kill(process.pid)
             if not left and (self.web_watch is None or self.web_watch.ended()):
                 self.web.read(self.log, "web")
-                self.web.reap()
                 self.web.close()
                 if self.web_watch:
                     self.web_watch.close()
@@ -559,7 +573,16 @@ def _become_reaper() -> None:
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 
 
-def _reap_strangers() -> None:
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG) != (0, 0):
-            pass
+def main(arguments: list[str] | None = None) -> int:
+    """`python -m flashduty.supervisor --host HOST --port PORT [--no-web]`."""
+    parser = argparse.ArgumentParser(prog="supervisor", description=main.__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--no-web", action="store_true")
+    chosen = parser.parse_args(arguments)
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "flashduty.settings")
+    return supervise(host=chosen.host, port=chosen.port, web=not chosen.no_web)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

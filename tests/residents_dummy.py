@@ -1,5 +1,6 @@
 """Residents that leave a trace of each pass in the run folder, and what a test can make of the trace."""
 
+import itertools
 import os
 import time
 from pathlib import Path
@@ -56,5 +57,4 @@ def passes(run_dir: Path, slot: str) -> list[tuple[float, int]]:
 def longest_gap(run_dir: Path, slot: str, since: float) -> float:
     """The longest time between two passes after `since`, up to now."""
     instants = [since, *(at for at, _pid in passes(run_dir, slot) if at > since), time.monotonic()]
-    return max(b - a for a, b in zip(instants, instants[1:], strict=False))
-
+    return max(b - a for a, b in itertools.pairwise(instants))

@@ -1,10 +1,11 @@
 """`manage.py supervise`: web server and workers of this node, kept alive; `--no-web` for a node of workers only."""
 
+import os
+import sys
 from typing import Any
 
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandParser
-
-from flashduty import supervisor
 
 
 class Command(BaseCommand):
@@ -17,4 +18,7 @@ class Command(BaseCommand):
         parser.add_argument("--no-web", action="store_true", help="workers only")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        raise SystemExit(supervisor.supervise(host=options["host"], port=options["port"], web=not options["no_web"]))
+        command = [sys.executable, "-m", "flashduty.supervisor", "--host", options["host"], "--port", str(options["port"])]
+        # The same process, without all that manage.py has loaded: the supervisor needs none of it.
+        os.chdir(settings.BASE_DIR)
+        os.execv(sys.executable, [*command, *(["--no-web"] if options["no_web"] else [])])

@@ -1,0 +1,255 @@
+"""Real processes, real SIGKILLs: whatever dies, the passes go on within two seconds, and nothing is left behind.
+
+The residents are dummies that write the instant of each pass to a file (tests/residents_dummy.py); their longest silence is the measure.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+from django.db import connection
+from django_q.models import OrmQ
+from django_q.tasks import async_task
+
+from channels_app import resident
+from flashduty import supervisor
+from tests.residents_dummy import longest_gap, passes
+
+SLOTS = ("intake", "engine", "drain-0")
+WORKERS = len(SLOTS) + 2
+
+
+def until(what: Callable[[], object], seconds: float = 40.0, show: Callable[[], object] = lambda: "") -> None:
+    """Looks every 10 ms until `what()` is true. The time limit is for a machine that does ten other things."""
+    begun = time.monotonic()
+    while not what():
+        assert time.monotonic() - begun < seconds, f"not within {seconds} s {show()}"
+        time.sleep(0.01)
+
+
+class Node:
+    """One supervisor and everything below it."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.log = run_dir.with_name("log")
+        self.children: list[subprocess.Popen] = []
+
+    def start(self, *more: str, **environment: str) -> None:
+        database = connection.settings_dict
+        host = database["HOST"]
+        query = f"?host={host}" if host.startswith("/") else ""
+        url = f"postgresql://{database['USER']}@{'' if query else host}:{database['PORT']}/{database['NAME']}{query}"
+        child = {
+            "DJANGO_SETTINGS_MODULE": "tests.residents_settings",
+            "DATABASE_URL": url,
+            "FLASHDUTY_RUN_DIR": str(self.run_dir),
+            "FLASHDUTY_MODE": "test",
+        }
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("FLASHDUTY_", "PYTEST", "DUMMY_"))}
+        with self.log.open("a") as log:
+            self.children.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "flashduty.supervisor", *(more or ["--no-web"])],
+                    env=kept | child | environment, stdout=log, stderr=log, cwd=settings.BASE_DIR,
+                )
+            )  # fmt: skip
+
+    def all(self) -> dict[int, dict[str, str]]:
+        """pid -> environment of every live process of this node but the supervisor."""
+        found = {}
+        for process in supervisor._processes().values():
+            about = {} if process.zombie else supervisor._environment(process.pid)
+            if about.get("FLASHDUTY_RUN_DIR") == str(self.run_dir) and ("FLASHDUTY_TREE" in about or "FLASHDUTY_WEB" in about):
+                found[process.pid] = about
+        return found
+
+    def trees(self) -> set[str]:
+        return {about["FLASHDUTY_TREE"] for about in self.all().values() if "FLASHDUTY_TREE" in about}
+
+    def holders(self) -> dict[str, tuple[int, str]]:
+        found = {}
+        for slot in SLOTS:
+            file = self.run_dir / f"{slot}.slot"
+            if file.exists() and (text := file.read_text()):
+                found[slot] = (int(text.split()[0]), text.split()[1])
+        return found
+
+    def settled(self) -> bool:
+        """One tree, whole, in all slots."""
+        trees = self.trees()
+        return (
+            len(trees) == 1
+            and len([pid for pid, about in self.all().items() if "FLASHDUTY_TREE" in about]) == WORKERS + 4
+            and {tree for _pid, tree in self.holders().values()} == trees
+            and len(self.holders()) == len(SLOTS)
+            and not list(self.run_dir.glob("stop.*"))
+        )
+
+    def roles(self) -> dict[str, int]:
+        """One process of each kind. django-q2 forks its workers first, then the monitor, then the pusher."""
+        table = supervisor._processes()
+        mine = [table[pid] for pid, about in self.all().items() if "FLASHDUTY_TREE" in about]
+        parent = next(p.pid for p in mine if p.pid == p.session)
+        sentinel = next(p.pid for p in mine if p.parent == parent)
+        rest = sorted(p.pid for p in mine if p.parent == sentinel)
+        busy = {pid for pid, _tree in self.holders().values()}
+        return {
+            "drain": self.holders()["drain-0"][0],
+            "idle worker": next(pid for pid in rest[:WORKERS] if pid not in busy),
+            "monitor": rest[-2],
+            "pusher": rest[-1],
+            "sentinel": sentinel,
+            "parent": parent,
+        }
+
+    def stop(self, number: int = signal.SIGTERM) -> float:
+        """Seconds until the supervisor and everything below it is gone."""
+        begun = time.monotonic()
+        self.children[-1].send_signal(number)
+        assert self.children[-1].wait(10) == 0
+        took = time.monotonic() - begun
+        assert not self.all()
+        return took
+
+
+@pytest.fixture
+def node(django_db_setup, django_db_blocker, tmp_path: Path) -> Iterator[Node]:
+    one = Node(tmp_path / "run")
+    with django_db_blocker.unblock():
+        yield one
+        OrmQ.objects.all().delete()
+    for child in one.children:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+    until(lambda: not [os.kill(pid, signal.SIGKILL) for pid in one.all()], 5)
+
+
+def recovery(node: Node, kind: str) -> tuple[float, float]:
+    """(longest silence of any resident, seconds until all is whole again) after the SIGKILL of one process."""
+    old, victim = node.trees(), node.roles()[kind]
+    begun = time.monotonic()
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: node.settled() and node.trees().isdisjoint(old))
+    whole = time.monotonic() - begun
+    return max(longest_gap(node.run_dir, slot, begun) for slot in SLOTS), whole
+
+
+def test_an_idle_worker_that_was_killed_does_not_freeze_the_workers(node: Node) -> None:
+    node.start()
+    until(node.settled)
+    silence, _whole = recovery(node, "idle worker")
+    assert silence < 2
+    assert node.stop(signal.SIGINT) < 1.5  # nothing in flight: nothing to wait for
+
+
+@pytest.mark.slow
+def test_whatever_is_killed_the_passes_go_on(node: Node) -> None:
+    node.start()
+    until(node.settled)
+    for kind in ("drain", "idle worker", "monitor", "pusher", "sentinel", "parent"):
+        silence, whole = recovery(node, kind)
+        print(f"{kind}: silent for {silence * 1000:.0f} ms, whole after {whole:.2f} s")
+        assert silence < 2, kind
+    zombies = [p for p in supervisor._processes().values() if p.zombie and p.parent == node.children[0].pid]
+    assert not zombies
+    assert node.stop() < 3
+
+
+def test_ctrl_c_ends_everything_in_time_though_a_provider_hangs(node: Node) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    node.start("--port", str(port), DUMMY_HANGS="1")
+
+    def answer(page: str) -> tuple[int, bytes]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/{page}", timeout=5) as got:
+                return got.status, got.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+        except OSError:
+            return 0, b""
+
+    until(lambda: answer("readyz")[0] == 200, show=lambda: answer("readyz"))
+    assert answer("healthz") == (200, b"ok\n")
+    assert set(json.loads(answer("readyz")[1])["workers"]) == set(SLOTS)
+    assert 1.5 < node.stop(signal.SIGINT) < 3
+    assert answer("healthz")[0] == 0
+
+
+def test_a_second_supervisor_leaves_the_run_folder_alone(settings, tmp_path: Path) -> None:
+    settings.RUN_DIR = tmp_path
+    assert resident.Lock("supervisor.lock").take()
+    said: list[str] = []
+    assert supervisor.supervise(host="127.0.0.1", port=1, log=lambda line, source: said.append(f"{source}: {line}")) == 1
+    assert said == [f"watch: another supervisor works in {tmp_path}"]
+
+
+@pytest.mark.slow
+def test_workers_outlive_their_supervisor_and_the_next_one_takes_over(node: Node) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    node.start("--port", port)
+    until(node.settled)
+    until(lambda: any("FLASHDUTY_WEB" in about for about in node.all().values()))
+    old, begun = node.trees(), time.monotonic()
+    node.children[0].kill()
+    node.children[0].wait()
+    until(lambda: not any("FLASHDUTY_WEB" in about for about in node.all().values()), 3)  # the port is free
+    assert node.trees() == old
+    node.start("--port", port)
+    until(lambda: node.settled() and node.trees().isdisjoint(old))
+    assert max(longest_gap(node.run_dir, slot, begun) for slot in SLOTS) < 0.5
+    node.stop()
+
+
+@pytest.mark.slow
+def test_a_resident_that_hangs_is_killed_by_its_heartbeat(node: Node) -> None:
+    node.start()
+    until(node.settled)
+    until(lambda: time.monotonic() - passes(node.run_dir, "engine")[0][0] > 11, 20)  # the tree is no longer young
+    stuck, old, begun = node.holders()["engine"][0], node.trees(), time.monotonic()
+    os.kill(stuck, signal.SIGSTOP)
+    until(lambda: node.settled() and node.trees().isdisjoint(old))
+    assert stuck not in node.all()
+    assert 4 < longest_gap(node.run_dir, "engine", begun) < 7.5
+    assert longest_gap(node.run_dir, "drain-0", begun) < 1
+    node.stop()
+
+
+@pytest.mark.slow
+def test_a_tree_that_cannot_work_is_started_more_and_more_rarely(node: Node) -> None:
+    """And the slots that can be filled are: one broken task takes no other with it."""
+    node.start(DUMMY_BROKEN="1")
+    until(lambda: {"intake", "drain-0"} <= set(node.holders()))
+    begun = time.monotonic()
+    until(lambda: "has been silent" in node.log.read_text(), 25)
+    assert max(longest_gap(node.run_dir, slot, begun) for slot in ("intake", "drain-0")) < 2
+    node.stop()
+
+
+@pytest.mark.slow
+def test_coarse_jobs_run_one_at_a_time_beside_the_residents(node: Node) -> None:
+    node.start()
+    until(node.settled)
+    for _ in range(3):
+        async_task("tests.residents_dummy.job", 0.3)
+    trace = node.run_dir / "trace-job"
+    until(lambda: trace.exists() and trace.read_text().count("end") == 3)
+    assert re.findall("begin|end", trace.read_text()) == ["begin", "end"] * 3
+    until(lambda: not OrmQ.objects.exists(), 3)
+    node.stop()
