@@ -367,7 +367,7 @@ def _sources(incident_ids: Sequence[int]) -> dict[int, int]:
 @transaction.atomic
 def _runs(now: datetime, limit: int) -> int:
     due = list(Run.objects.filter(ended_at=None, next_at__lte=now).order_by("next_at").values_list("id", "incident_id", "next_at")[:limit])
-    if not due or _backlog_first(due[0][2], now):
+    if not due or _backlog_first(due[0][2] or now, now):
         return 0
     incidents = _locked_incidents(incident_id for _id, incident_id, _at in due)
     rows = list(Run.objects.select_for_update().filter(incident_id__in=incidents, ended_at=None, next_at__lte=now).order_by("id"))
@@ -737,7 +737,7 @@ class _Contexts:
                 root_cause=incident.root_cause,
                 resolution=incident.resolution,
                 images=alerts[0].images if alerts else (),
-                links=alerts[0].links if alerts else (),
+                links=[{"title": link.get("title", ""), "url": link["href"]} for link in alerts[0].links] if alerts else (),
             )
         )
 

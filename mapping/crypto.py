@@ -64,6 +64,9 @@ class EncryptedTextField(models.TextField):
 class EncryptedJSONField(models.TextField):
     """A JSON object that is ciphertext in the database."""
 
+    _pyi_private_set_type: Any  # what the type checker lets an attribute of it be
+    _pyi_private_get_type: Any
+
     def from_db_value(self, value: str | None, expression: Any, connection: Any) -> Any:
         return {} if value in (None, "") else json.loads(decrypt(value))
 

@@ -287,12 +287,12 @@ def person(member: Member | None) -> dict[str, Any] | None:
 def wire(incidents: Sequence[Incident], *, alerts: bool = False) -> list[dict[str, Any]]:
     """Incidents (with workspace, creator, closer and rule selected) as the reference's IncidentInfo, in a few queries for all."""
     ids = [incident.id for incident in incidents]
-    counts = {
+    counts: dict[int | None, Any] = {
         row["incident_id"]: row
         for row in Alert.objects.filter(incident_id__in=ids)
         .order_by()
         .values("incident_id")
-        .annotate(active=Count("id", filter=Q(is_open=True) & ~Q(status="Ok")), events=Sum("event_count"))
+        .annotate(active=Count("id", filter=Q(is_open=True) & ~Q(status="Ok")), heard=Sum("event_count"))
     }
     sources: dict[int, list[tuple[int, str]]] = defaultdict(list)
     for incident_id, pk, kind in (
@@ -374,7 +374,7 @@ def _incident(
         "manual_overrides": incident.manual_overrides,
         "alert_cnt": incident.alert_count,
         "active_alert_cnt": counts.get("active") or 0,
-        "alert_event_cnt": counts.get("events") or 0,
+        "alert_event_cnt": counts.get("heard") or 0,
         "assigned_to": _assigned(incident, responders),
         "responders": [
             (person(row.member) or {}) | {"assigned_at": seconds(row.assigned_at), "acknowledged_at": seconds(row.acknowledged_at)}

@@ -8,6 +8,7 @@ from django.utils.translation import gettext_lazy as _
 from phonenumber_field.phonenumber import to_python
 from phonenumber_field.validators import validate_international_phonenumber
 
+from mapping.models.member import Member
 from mapping.visibility import Role, VisibleQuerySet
 
 
@@ -60,7 +61,7 @@ class ContactPoint(models.Model):
         """The value as people see it who may not see it whole: +86****8000, z***@example.com."""
         return mask(self.value)
 
-    def shown_to(self, viewer: "models.Model") -> str:
+    def shown_to(self, viewer: "Member") -> str:
         """In full to the owner, the managers of the owner's teams and administrators; masked to everybody else."""
         if viewer.pk == self.member_id or viewer.is_administrator:
             return self.value

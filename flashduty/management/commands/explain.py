@@ -47,7 +47,9 @@ class Command(BaseCommand):
         # A number is unique while its incident is open; of closed ones the newest is meant.
         found = rows.filter(id=pk).first() if pk is not None else rows.filter(num=what).order_by("-id").first()
         if found is None:
-            raise CommandError(_("There is no incident %(id)s. Give its number (six hex digits, as in #3f2a1c) or its 24-digit id.") % {"id": what})
+            raise CommandError(
+                _("There is no incident %(id)s. Give its number (six hex digits, as in #3f2a1c) or its 24-digit id.") % {"id": what}
+            )
         return found
 
     def _key(self, what: str) -> int:
