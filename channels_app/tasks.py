@@ -38,6 +38,8 @@ CHORES = 1.0  # seconds between two looks for drains that died
 FALLBACKS = 0.05
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 BATCH = 256  # most messages in one claim
+# With so many in flight we claim at most once in so many seconds: a claim for each sender that becomes free would be most of the work.
+CROWD, PACE = 16, 0.010
 # A record is held back so long for others that end with it: a transaction for each of them would be most of the work.
 GATHER = 0.003
 
@@ -70,7 +72,7 @@ class Drain:
         self.workers = 0
         self.recorder: threading.Thread | None = None
         self.offset = (LONG_AGO, 0.0)  # the database's clock at an instant of our monotonic one
-        self.next_chores = self.next_fallbacks = 0.0
+        self.next_chores = self.next_fallbacks = self.last_claim = 0.0
 
     # ---- the three calls of the shell ----
 
@@ -101,6 +103,9 @@ class Drain:
         room = self._room()
         if not room.total:
             return None  # a sender that becomes free wakes us
+        if self.threads - room.total >= CROWD and (rest := self.last_claim + PACE - moment) > 0:
+            return rest
+        self.last_claim = moment
         claimed = outbox.claim(self.holder, now, room, self.book)
         if claimed:
             self._start(claimed)

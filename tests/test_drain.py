@@ -1,0 +1,195 @@
+"""The drain as it lives: threads, real connections, lock files, a provider that hangs, a drain that dies."""
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db import connection
+
+from channels_app import outbox, resident, tasks, transport
+from channels_app.models import Channel, Delivery
+from mapping.clock import db_now
+from tests.test_outbox import BUSY, Chat, Provider, Scene, Second
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def scene(transactional_db: None, monkeypatch: pytest.MonkeyPatch, settings: Any, tmp_path: Path) -> Scene:
+    settings.RUN_DIR = tmp_path
+    for style in (Provider, Second, Chat):
+        monkeypatch.setitem(transport.transports(), style.kind, style)
+    monkeypatch.setattr(Provider, "plan", defaultdict(list))
+    monkeypatch.setattr(Provider, "got", [])
+    scene = Scene()
+    scene.now = db_now()
+    return scene
+
+
+class Running:
+    """A drain whose ticks this test gives, as the resident's shell does."""
+
+    def __init__(self, slot: str, threads: int = 16) -> None:
+        self.drain = tasks.Drain(slot, threads)
+        self.drain.prepare()
+        self.longest = 0.0
+
+    def until(self, true: Callable[[], bool], seconds: float = 10) -> float:
+        """Ticks until something is true; how long it took."""
+        began = time.monotonic()
+        while not true():
+            assert time.monotonic() - began < seconds, "it did not happen"
+            tick = time.monotonic()
+            pause = self.drain.tick(db_now())
+            self.longest = max(self.longest, time.monotonic() - tick)
+            time.sleep(min(0.01, 0.01 if pause is None else pause))
+        return time.monotonic() - began
+
+    def end(self, seconds: float = 5) -> float:
+        began = time.monotonic()
+        self.drain.finish(lambda: max(0.0, began + seconds - time.monotonic()))
+        self.drain.close()
+        return time.monotonic() - began
+
+
+@pytest.fixture
+def hang() -> Iterator[threading.Event]:
+    """Requests that wait for it hang until the test is over."""
+    event = threading.Event()
+    yield event
+    event.set()
+    time.sleep(0.05)
+
+
+def sent(count: int) -> Callable[[], bool]:
+    return lambda: Delivery.objects.filter(state="sent").count() == count
+
+
+def test_it_sends_what_is_posted_and_ends_with_nothing_in_flight(scene):
+    channel = scene.channel("a")
+    running = Running("drain-0")
+    for topic in range(50):
+        scene.page(outbox.To(channel.id, f"t{topic}"), topic=topic)
+    running.until(sent(50))
+    assert running.end() < 1
+    assert not list(Path(resident.path("x").parent).glob("*.holder"))
+
+
+def test_a_provider_that_hangs_delays_no_other_channel_and_no_tick(scene, hang):
+    bad, good = scene.channel("bad"), scene.channel("good")
+    scene.plan("bad", lambda message: (hang.wait(8) and None) or BUSY)
+    running = Running("drain-0", threads=8)
+    for topic in range(40):
+        scene.page(outbox.To(bad.id, f"t{topic}"), topic=topic)
+    running.until(lambda: "bad" in scene.names())
+    for topic in range(10):
+        scene.page(outbox.To(good.id, f"t{topic}"), topic=topic)
+    assert running.until(sent(10)) < 1
+    assert running.longest < 0.2
+    began = time.monotonic()
+    running.end(0.3)
+    assert time.monotonic() - began < 1
+    assert not Delivery.objects.filter(state="sending").exists()
+    assert Delivery.objects.filter(channel=bad, possible_repeat=True, state="queued").exists()
+
+
+def test_a_drain_that_died_is_found_by_its_free_lock_and_not_by_its_lease(scene, hang):
+    channel = scene.channel("a")
+    scene.plan("a", lambda message: (hang.wait(8) and None) or transport.Receipt() if message.attempt == 1 else transport.Receipt())
+    scene.page(scene.person(channel))
+    dead = Running("drain-0")
+    dead.until(lambda: len(Provider.got) == 1)
+    alive = Running("drain-1")
+    alive.drain.tick(db_now())
+    assert Delivery.objects.get().state == "sending"  # its lock is held: it lives
+    dead.drain.lock.free()  # what the kernel does when a process dies
+    assert alive.until(sent(1)) < 2
+    assert [(m.attempt, m.possible_repeat) for _n, m, _a in Provider.got] == [(1, False), (2, True)]
+    hang.set()
+    time.sleep(0.1)
+    row = Delivery.objects.get()
+    assert (row.state, row.attempts, [line[3] for line in row.log]) == ("sent", 2, ["unknown", "sent"])
+    alive.end()
+    dead.end()
+
+
+def test_a_stint_that_ends_finishes_what_is_out_while_the_next_one_works(scene, hang):
+    channel = scene.channel("a", kind="chat")
+    other = scene.channel("b")
+    scene.plan("a", lambda message: (hang.wait(8) and None) or transport.Receipt())
+    scene.page(outbox.To(channel.id, ""), topic=1)
+    old = Running("drain-0")
+    old.until(lambda: len(Provider.got) == 1)
+    scene.page(outbox.To(channel.id, ""), topic=2)
+    scene.page(scene.person(other), topic=3)
+    successor = Running("drain-0")
+    successor.until(lambda: Delivery.objects.filter(channel=other, state="sent").exists())
+    assert scene.names().count("a") == 1  # one at a time to a chat, whoever sends
+    threading.Timer(0.2, hang.set).start()
+    old.end()
+    successor.until(sent(3))
+    assert not Delivery.objects.filter(possible_repeat=True).exists()
+    successor.end()
+
+
+def test_a_record_waits_for_a_database_that_is_away_and_loses_nothing(scene, monkeypatch):
+    from django.db import OperationalError
+
+    failures = iter([OperationalError("gone")] * 3)
+    record = outbox.record
+
+    def flaky(*args: Any) -> int:
+        for error in failures:
+            raise error
+        return record(*args)
+
+    monkeypatch.setattr(outbox, "record", flaky)
+    scene.page(scene.person(scene.channel("a")))
+    running = Running("drain-0")
+    running.until(sent(1))
+    running.end()
+    assert len(Provider.got) == 1
+
+
+def test_a_text_the_database_refuses_does_not_stop_the_others(scene, monkeypatch):
+    from django.db import DataError
+
+    record = outbox.record
+
+    def picky(holder: str, results: Any, now: Any) -> int:
+        if any("poison" in result.text for result in results):
+            raise DataError("no")
+        return record(holder, results, now)
+
+    monkeypatch.setattr(outbox, "record", picky)
+    channel = scene.channel("a")
+    for topic in range(5):
+        scene.page(outbox.To(channel.id, f"t{topic}"), topic=topic, title="poison" if topic == 2 else "db down")
+    running = Running("drain-0")
+    running.until(sent(5))
+    running.end()
+    assert len(Provider.got) == 5
+
+
+def test_the_shell_runs_it(scene, settings):
+    scene.page(scene.person(scene.channel("a")))
+    settings.STINT = 1.0
+
+    def look() -> None:
+        try:
+            began = time.monotonic()
+            while not Delivery.objects.filter(state="sent").exists() and time.monotonic() - began < 5:
+                time.sleep(0.02)
+            resident.path("stop.").write_text("2")
+        finally:
+            connection.close()
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    tasks.drain("drain-0")
+    looker.join()
+    assert Delivery.objects.get().state == "sent" and Channel.objects.count() == 1
