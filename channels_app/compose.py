@@ -184,7 +184,8 @@ def _own_body(claimed: Claimed, context: Mapping[str, Any], now: datetime) -> Re
 def _shown(claimed: Claimed, rendered: Rendered, message: Message) -> tuple[str, str]:
     """Subject and text as they are kept: without what would let a reader of our records act as the person."""
     subject, text = rendered.subject[:300], rendered.text or rendered.html or message.title
-    if claimed.said.event == CODE and (code := str(claimed.said.context.get("code") or "")):
+    # The sandbox's row is the message itself: who may open the sandbox is meant to read it there.
+    if claimed.said.event == CODE and not claimed.channel.style.demo and (code := str(claimed.said.context.get("code") or "")):
         subject, text = subject.replace(code, _HIDDEN_CODE), text.replace(code, _HIDDEN_CODE)
         spaced = " ".join(code)
         text = text.replace(spaced, _HIDDEN_CODE)

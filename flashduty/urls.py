@@ -6,7 +6,7 @@ from django.urls import path, re_path
 from flashduty import health
 from flashduty.api import incidents, ingest
 from flashduty.api.envelope import route
-from flashduty.web import login, pages, sandbox
+from flashduty.web import login, me, pages, sandbox
 
 admin.site.login_form = login.SignInForm
 
@@ -14,6 +14,7 @@ urlpatterns = [
     path("", pages.home, name="home"),
     re_path(r"^i/(?P<wire_id>[0-9a-f]{24})/$", pages.shared, name="incident_shared"),
     path("i/<token>/", pages.personal, name="incident_personal"),
+    path("me/", me.me, name="me"),
     path("sandbox/", sandbox.sandbox, name="sandbox"),
     path("sandbox/messages", sandbox.messages, name="sandbox_messages"),
     path("sandbox/press", sandbox.press, name="sandbox_press"),

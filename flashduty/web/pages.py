@@ -140,7 +140,7 @@ def personal(request: HttpRequest, token: str) -> HttpResponse:
 def shared(request: HttpRequest, wire_id: str) -> HttpResponse:
     """`/i/<24 hex>/`: what a group message links to. It carries no identity: one signs in, or the workspace allows a group to act."""
     now = db_now()
-    incident = Incident.objects.select_related("workspace", "closer").filter(pk=parse_hex(wire_id)).first()
+    incident = Incident.objects.select_related("workspace", "closer").filter(pk=parse_hex(wire_id) or 0).first()
     if incident is not None and hex_id(incident.created_at, incident.pk) != wire_id:
         incident = None
     reader = request.user

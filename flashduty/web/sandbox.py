@@ -8,7 +8,7 @@ import functools
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode
@@ -70,6 +70,12 @@ def players_only(view: Callable[..., HttpResponse]) -> Callable[..., HttpRespons
     return inner
 
 
+def reader(request: HttpRequest) -> Member:
+    """Who looks, after `players_only` let them in."""
+    assert isinstance(request.user, Member)
+    return request.user
+
+
 @ensure_csrf_cookie
 @pages.guarded()
 @players_only
@@ -82,14 +88,14 @@ def sandbox(request: HttpRequest) -> HttpResponse:
     # Whoever answers first stands first: those with a supervisor, then the supervisors, then administrators.
     people = sorted(people, key=lambda member: (member.role == Role.ADMINISTRATOR, member.supervisor_id is None, member.pk))
     groups = Channel.objects.filter(kind__in=[kind for kind in demo_kinds() if transports()[kind].group]).exclude(status=Status.DELETED)
-    with pages.in_words_of(request.user):
+    with pages.in_words_of(reader(request)):
         words = _words()
         context = {
             "people": people,
             "groups": groups.order_by("id")[:6],
             "words": words,
             "apps": [{"kind": kind, "label": words[kind]} for kind in ("app", "voice", "sms", "im", "email")],
-            "sources": _sources(request.user).exists(),
+            "sources": _sources(reader(request)).exists(),
             "severities": SEVERITIES,
         }
         return render(request, "web/sandbox.html", context)
@@ -148,7 +154,7 @@ def messages(request: HttpRequest) -> HttpResponse:
         response["ETag"] = tag
         return response
 
-    def changed(row: dict[str, Any]) -> datetime:
+    def changed(row: Any) -> datetime:
         own = [row[name] for name in ("sent_at", "delivered_at", "answered_at", "ended_at")]
         return max([at for at in (*own, *(incidents[t].updated_at for t in about[row["id"]] if t in incidents)) if at], default=now)
 
@@ -159,7 +165,7 @@ def messages(request: HttpRequest) -> HttpResponse:
         "id", "member_id", "channel_id", "channel__kind", "subject", "text", "state", "sent_at", "possible_repeat", "is_page",
         "notification__event", "notification__severity", "reason",
     )  # fmt: skip
-    with pages.in_words_of(request.user):
+    with pages.in_words_of(reader(request)):
         body = {
             "now": _ms(now),
             "cursor": cursor.isoformat(),
@@ -182,7 +188,7 @@ def _ms(moment: datetime | None) -> int:
     return int(moment.timestamp() * 1000) if moment else 0
 
 
-def _shown(row: dict[str, Any], incidents: list[Incident], now: datetime) -> dict[str, Any]:
+def _shown(row: Mapping[str, Any], incidents: list[Incident], now: datetime) -> dict[str, Any]:
     """One message as the page shows it. In a person's hands it has buttons and that person's own links; in a group it has neither."""
     kind, member_id = row["channel__kind"].removeprefix("sandbox_"), row["member_id"]
     open_ones = [incident for incident in incidents if incident.progress != lifecycle.CLOSED]
@@ -275,7 +281,7 @@ def press(request: HttpRequest) -> HttpResponse:
 @require_POST
 def alert(request: HttpRequest) -> HttpResponse:
     """Sends an alert (or, with `status` Ok, its recovery) to the demo's first source, exactly as a POST of an alert source would."""
-    source = _sources(request.user).order_by("id").first()
+    source = _sources(reader(request)).order_by("id").first()
     if source is None:
         return JsonResponse({"error": _("There is no alert source that you may configure.")}, status=404)
     title = request.POST.get("title", "")

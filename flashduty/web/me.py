@@ -1,0 +1,359 @@
+"""A page of one's own: where I am reached, by which channels for which severity, my APP keys, devices, language, and how to cut every link.
+
+Everything here is about the member who is signed in; rows of others are looked up as if they did not exist. Changes are POSTs.
+"""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+from zoneinfo import available_timezones
+
+from django import forms
+from django.conf import settings
+from django.contrib import messages
+from django.contrib.auth import update_session_auth_hash
+from django.contrib.auth.decorators import login_required
+from django.core.exceptions import ValidationError
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.shortcuts import render
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, pgettext
+from django.views.decorators.csrf import csrf_protect
+from django.views.decorators.http import require_http_methods
+
+from channels_app import addresses, verification
+from channels_app.models import Channel, Preference, Verification
+from channels_app.transport import transports
+from escalation.models.workspace import SEVERITIES
+from flashduty.templatetags.web import short
+from flashduty.web.pages import guarded, in_words_of
+from mapping.clock import db_now
+from mapping.models import ApiKey, ContactPoint, Device, Member
+from mapping.models.api_key import MOST_KEYS
+from mapping.visibility import Status
+
+MOST_POINTS = 10
+MOST_WAYS = 8
+DELAYS = (0, 30, 60, 120, 180, 300, 600, 900, 1800, 3600)
+EXPIRIES = (30, 90, 365, 0)
+
+
+class Wrong(Exception):
+    """What was asked for cannot be done; the sentence says why."""
+
+
+class ProfileForm(forms.ModelForm):
+    class Meta:
+        model = Member
+        fields = ("name", "language", "time_zone")
+
+
+class PointForm(forms.ModelForm):
+    class Meta:
+        model = ContactPoint
+        fields = ("kind", "value")
+
+
+class KeyForm(forms.Form):
+    name = forms.CharField(max_length=100, label=gettext_lazy("Name"))
+    read_only = forms.BooleanField(required=False, label=gettext_lazy("read only"))
+    days = forms.TypedChoiceField(choices=[(n, n) for n in EXPIRIES], coerce=int)
+
+
+@csrf_protect
+@guarded()
+@login_required
+@require_http_methods(["GET", "HEAD", "POST"])
+def me(request: HttpRequest) -> HttpResponse:
+    """`/me/`; a POST names what to do in `do`."""
+    member = Member.objects.get(pk=request.user.pk)
+    now = db_now()
+    with in_words_of(member):
+        if request.method != "POST":
+            return _page(request, member, now)
+        do = ACTIONS.get(request.POST.get("do", "").partition(":")[0])
+        try:
+            if do is None:
+                raise Wrong(_("There is no such button."))
+            shown = do(request, member, now)
+        except Wrong as wrong:
+            messages.error(request, str(wrong))
+        except ValidationError as error:
+            messages.error(request, " ".join(error.messages))
+        else:
+            if shown is not None:  # a new key is seen once, on the answer itself, and stored nowhere to be shown again
+                return _page(request, member, now, **shown)
+        return HttpResponseRedirect(f"{request.path}#{request.POST.get('at', '')[:20]}")
+
+
+# ---- what the buttons do -------------------------------------------------------------------------------------------------------------
+
+Done = dict[str, Any] | None
+
+
+def _alone(member: Member) -> None:
+    """Locks the member's row, so that two tabs do one thing after the other. Not around a code's check: a wrong try is refused and yet counted."""
+    Member.objects.select_for_update(no_key=True).get(pk=member.pk)
+
+
+def _save_profile(request: HttpRequest, member: Member, now: datetime) -> Done:
+    form = ProfileForm(request.POST, instance=member)
+    if not form.is_valid():
+        raise Wrong(_errors(form))
+    form.save()
+    with in_words_of(member):
+        messages.success(request, _("Saved."))
+    return None
+
+
+@transaction.atomic
+def _add_point(request: HttpRequest, member: Member, now: datetime) -> Done:
+    _alone(member)
+    if member.contact_points.count() >= MOST_POINTS:
+        raise Wrong(_("You have %(most)d numbers and addresses already: remove one first.") % {"most": MOST_POINTS})
+    form = PointForm(request.POST, instance=ContactPoint(member=member, position=member.contact_points.count()))
+    if not form.is_valid():
+        raise Wrong(_errors(form))
+    if member.contact_points.filter(kind=form.instance.kind, value=form.instance.value).exists():
+        raise Wrong(_("You have added this one already."))
+    point = form.save()
+    messages.info(request, _("%(value)s is added. It is not paged until it is verified.") % {"value": point.value})
+    return None
+
+
+def _send_code(request: HttpRequest, member: Member, now: datetime) -> Done:
+    point = _point(request, member)
+    verification.send_code(point, now)
+    messages.success(request, _("A code is on its way to %(value)s. It is good for ten minutes.") % {"value": point.value})
+    return None
+
+
+def _verify(request: HttpRequest, member: Member, now: datetime) -> Done:
+    point = _point(request, member)
+    verification.verify(point, request.POST.get("code", "").strip(), now)
+    messages.success(request, _("%(value)s is verified and can be paged.") % {"value": point.value})
+    return None
+
+
+@transaction.atomic
+def _first_point(request: HttpRequest, member: Member, now: datetime) -> Done:
+    point = _point(request, member)
+    others = list(member.contact_points.exclude(pk=point.pk).order_by("position", "id"))
+    for position, one in enumerate([point, *others]):
+        ContactPoint.objects.filter(pk=one.pk).update(position=position)
+    messages.success(request, _("%(value)s is used first.") % {"value": point.value})
+    return None
+
+
+def _remove_point(request: HttpRequest, member: Member, now: datetime) -> Done:
+    point = _point(request, member)
+    point.delete()
+    messages.success(request, _("%(value)s is removed.") % {"value": point.value})
+    return None
+
+
+def _point(request: HttpRequest, member: Member) -> ContactPoint:
+    point = member.contact_points.filter(pk=_number(request.POST.get("point", ""))).first()
+    if point is None:
+        raise Wrong(_("You have no such number or address."))
+    return point
+
+
+@transaction.atomic
+def _save_ways(request: HttpRequest, member: Member, now: datetime) -> Done:
+    """The ways of one severity, in the order of the form; `up:<n>` puts one before its neighbour, `remove:<n>` takes it out."""
+    _alone(member)
+    severity = request.POST.get("severity", "")
+    if severity not in dict(SEVERITIES):
+        raise Wrong(_("There is no such severity."))
+    known = {value for value, _label in _choices(member)} | {_way_of(p) for p in member.preferences.filter(severity=severity)}
+    ways: list[tuple[str, int] | None] = []
+    for value, delay in zip(request.POST.getlist("way"), request.POST.getlist("delay"), strict=False):
+        if not value:
+            ways.append(None)
+            continue
+        if value not in known:
+            raise Wrong(_("You cannot choose this channel."))
+        ways.append((value, min(_number(delay), 86400)))
+    move, _sep, index = request.POST.get("do", "").removeprefix("ways:").partition(":")
+    if move in ("up", "remove") and 0 <= _number(index) < len(ways):
+        at = _number(index)
+        if move == "remove":
+            del ways[at]
+        elif at > 0:
+            ways[at - 1], ways[at] = ways[at], ways[at - 1]
+    member.preferences.filter(severity=severity).delete()
+    rows = []
+    for value, seconds in dict(reversed([way for way in ways if way])).items():  # the first of a kind counts
+        kind, _sep, channel = value.partition(":")
+        rows.append(Preference(member=member, severity=severity, kind=kind, channel_id=_number(channel) or None, delay=seconds))
+    order = list(dict.fromkeys(way[0] for way in ways if way))
+    rows.sort(key=lambda row: order.index(_way_of(row)))
+    for position, row in enumerate(rows[:MOST_WAYS]):
+        row.position = position
+    Preference.objects.bulk_create(rows[:MOST_WAYS])
+    messages.success(request, _("Saved: what happens is written below."))
+    return None
+
+
+@transaction.atomic
+def _add_key(request: HttpRequest, member: Member, now: datetime) -> Done:
+    form = KeyForm(request.POST)
+    if not form.is_valid():
+        raise Wrong(_errors(form))
+    days = form.cleaned_data["days"]
+    key, secret = ApiKey.issue(
+        member,
+        form.cleaned_data["name"],
+        read_only=form.cleaned_data["read_only"],
+        expires_at=now + timedelta(days=days) if days else None,
+    )
+    return {"new_key": key, "secret": secret}
+
+
+def _revoke_key(request: HttpRequest, member: Member, now: datetime) -> Done:
+    if not member.api_keys.filter(pk=_number(request.POST.get("key", ""))).delete()[0]:
+        raise Wrong(_("You have no such key."))
+    messages.success(request, _("The key is revoked: programs that use it are refused from now on."))
+    return None
+
+
+def _switch_device(request: HttpRequest, member: Member, now: datetime) -> Done:
+    device = _device(request, member)
+    device.enabled = not device.enabled
+    device.save(update_fields=["enabled"])
+    return None
+
+
+def _remove_device(request: HttpRequest, member: Member, now: datetime) -> Done:
+    _device(request, member).delete()
+    messages.success(request, _("The device is unlinked."))
+    return None
+
+
+def _device(request: HttpRequest, member: Member) -> Device:
+    device = member.devices.filter(pk=_number(request.POST.get("device", ""))).first()
+    if device is None:
+        raise Wrong(_("You have no such device."))
+    return device
+
+
+def _cut_links(request: HttpRequest, member: Member, now: datetime) -> Done:
+    member.links_valid_from = now
+    member.save(update_fields=["links_valid_from"])
+    update_session_auth_hash(request, member)  # this browser stays signed in
+    messages.success(request, _("Every link you were sent is dead, and other browsers are signed out."))
+    return None
+
+
+ACTIONS: dict[str, Callable[[HttpRequest, Member, datetime], Done]] = {
+    "profile": _save_profile,
+    "point_add": _add_point,
+    "point_code": _send_code,
+    "point_verify": _verify,
+    "point_first": _first_point,
+    "point_remove": _remove_point,
+    "ways": _save_ways,
+    "key_add": _add_key,
+    "key_revoke": _revoke_key,
+    "device_switch": _switch_device,
+    "device_remove": _remove_device,
+    "cut_links": _cut_links,
+}
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdecimal() and len(text) < 16 else 0
+
+
+def _errors(form: forms.BaseForm) -> str:
+    """What is wrong, in one line that names the fields."""
+    return " ".join(
+        f"{form.fields[name].label}: {' '.join(map(str, errors))}" if name in form.fields else " ".join(map(str, errors))
+        for name, errors in form.errors.items()
+    )
+
+
+# ---- what the page shows -------------------------------------------------------------------------------------------------------------
+
+
+def _page(request: HttpRequest, member: Member, now: datetime, **shown: Any) -> HttpResponse:
+    points = list(member.contact_points.order_by("position", "id"))
+    waiting = set(Verification.objects.filter(contact_point__in=points, expires_at__gt=now).values_list("contact_point_id", flat=True))
+    first: dict[str, ContactPoint] = {}
+    for point in points:
+        if point.is_usable:
+            first.setdefault(point.kind, point)
+    context = {
+        "member": member,
+        "now": now,
+        "points": points,
+        "waiting_ids": waiting,
+        "first_ids": {point.pk for point in first.values()},
+        "point_kinds": ContactPoint.Kind.choices,
+        "suggest_email": "" if any(point.value.lower() == member.email.lower() for point in points) else member.email,
+        "severities": [_severity(member, severity, words, now) for severity, words in SEVERITIES],
+        "choices": _choices(member),
+        "delays": DELAYS,
+        "keys": list(member.api_keys.order_by("id")),
+        "most_keys": MOST_KEYS,
+        "expiries": EXPIRIES,
+        "devices": list(member.devices.order_by("id")),
+        "languages": settings.LANGUAGES,
+        "zones": sorted(available_timezones()),
+        "sandbox": settings.SANDBOX and member.may_use_sandbox,
+        **shown,
+    }
+    return render(request, "web/me.html", context)
+
+
+def _choices(member: Member) -> list[tuple[str, str]]:
+    """What a preference may name: a kind (its first enabled channel), or one channel of a kind that has several; (value, label)."""
+    by_kind: dict[str, list[Channel]] = {}
+    rows = Channel.objects.filter(Channel.usable_q(member), status=Status.ENABLED, kind__in=addresses.kinds_for_people())
+    for channel in rows.only("id", "name", "kind").order_by("position", "id").distinct():
+        by_kind.setdefault(channel.kind, []).append(channel)
+    choices = []
+    for kind, channels in sorted(by_kind.items()):
+        choices.append((kind, str(transports()[kind].label)))
+        if len(channels) > 1:
+            choices += [(f"{kind}:{channel.pk}", f"{transports()[kind].label}: {channel.name}") for channel in channels]
+    return choices
+
+
+def _way_of(preference: Preference) -> str:
+    return f"{preference.kind}:{preference.channel_id}" if preference.channel_id else preference.kind
+
+
+def _label(kind: str) -> str:
+    return str(transports()[kind].label) if kind in transports() else kind
+
+
+def _severity(member: Member, severity: str, words: Any, now: datetime) -> dict[str, Any]:
+    """One severity's ways as the form shows them, and a sentence about what really happens: what is missing is not passed over."""
+    chosen = list(member.preferences.filter(severity=severity).select_related("channel").order_by("position", "id"))
+    targets = addresses.reach([member.pk], severity, now)[member.pk]
+    by_delay: dict[float, list[str]] = {}
+    for target in targets:
+        if isinstance(target, addresses.Target):
+            by_delay.setdefault(target.delay, [])
+            if _label(target.kind) not in by_delay[target.delay]:
+                by_delay[target.delay].append(_label(target.kind))
+    parts = []
+    for delay, kinds in sorted(by_delay.items()):
+        named = pgettext("between channels", ", ").join(kinds)
+        if delay:
+            parts.append(_("after %(delay)s, unless somebody has acknowledged: %(kinds)s") % {"delay": short(delay), "kinds": named})
+        else:
+            parts.append(_("at once: %(kinds)s") % {"kinds": named})
+    sentence = pgettext("between steps", "; ").join(parts)
+    return {
+        "value": severity,
+        "words": words,
+        "rows": [{"value": _way_of(p), "delay": p.delay, "label": p.channel.name if p.channel else _label(p.kind)} for p in chosen],
+        "by_default": not chosen,
+        "sentence": sentence[:1].upper() + sentence[1:] + "." if sentence else "",
+        "missing": [(_label(item.kind) if item.kind else "", _(item.reason)) for item in targets if isinstance(item, addresses.Missing)],
+        "full": len(chosen) >= MOST_WAYS,
+    }
