@@ -385,7 +385,7 @@ class _Supervisor:
             current.tell_to_stop(0)
         if not self.start_at:
             ours = current is not None and current.watches
-            self.failures = self.failures + 1 if ours and current and not current.beaten else 0
+            self.failures = self.failures + 1 if ours and current and len(current.beaten) < len(self.slots) else 0
             pause = min(LONGEST_BACKOFF, 0.5 * 2 ** (self.failures - 1)) if self.failures else 0.0
             self.start_at = now + pause
             if current is not None and ours:

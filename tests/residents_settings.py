@@ -11,6 +11,8 @@ RESIDENTS = {
     "engine": ("tests.residents_dummy.work", ("engine",)),
     "drain-0": ("tests.residents_dummy.drain", ("drain-0",)),
 }
+if os.environ.get("DUMMY_DEAD") and os.environ.get("FLASHDUTY_RESIDENT"):
+    raise SystemExit("these workers cannot start")
 if os.environ.get("DUMMY_BROKEN"):
     RESIDENTS["engine"] = ("tests.residents_dummy.missing", ())
 Q_CLUSTER = Q_CLUSTER | {"workers": len(RESIDENTS) + 2}

@@ -232,13 +232,50 @@ def test_a_resident_that_hangs_is_killed_by_its_heartbeat(node: Node) -> None:
 
 
 @pytest.mark.slow
-def test_a_tree_that_cannot_work_is_started_more_and_more_rarely(node: Node) -> None:
-    """And the slots that can be filled are: one broken task takes no other with it."""
+def test_one_resident_that_cannot_work_takes_no_other_with_it(node: Node) -> None:
     node.start(DUMMY_BROKEN="1")
     until(lambda: {"intake", "drain-0"} <= set(node.holders()))
     begun = time.monotonic()
-    until(lambda: "has been silent" in node.log.read_text(), 25)
+    until(lambda: "resident engine has been silent for 5 s; a new tree starts in 0.5 s" in node.log.read_text())
     assert max(longest_gap(node.run_dir, slot, begun) for slot in ("intake", "drain-0")) < 2
+    node.stop()
+
+
+@pytest.mark.slow
+def test_workers_that_cannot_start_are_started_more_and_more_rarely(node: Node) -> None:
+    node.start(DUMMY_DEAD="1")
+    until(lambda: "starts in 2.0 s" in node.log.read_text())
+    assert re.findall(r"starts in (\S+) s", node.log.read_text()) == ["0.5", "1.0", "2.0"]
+    state = json.loads((node.run_dir / "supervisor.json").read_text())
+    assert state["failed_starts"] == 3
+    assert "has ended" in state["reason"]
+    assert "work     | these workers cannot start" in node.log.read_text()
+    node.stop()
+
+
+@pytest.mark.slow
+def test_the_web_server_comes_back_whichever_of_its_processes_is_killed(node: Node) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    node.start("--port", str(port))
+
+    def answers() -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=1) as got:
+                return got.status == 200
+        except OSError:
+            return False
+
+    until(answers)
+    for which in (1, 0, 1):  # worker, parent, worker again
+        mine = sorted(pid for pid, about in node.all().items() if "FLASHDUTY_WEB" in about)
+        victim = next(p.pid for p in map(supervisor._process, mine) if (p.pid == p.session) == (which == 0))
+        os.kill(victim, signal.SIGKILL)
+        begun = time.monotonic()
+        until(answers)
+        until(lambda: len([1 for about in node.all().values() if "FLASHDUTY_WEB" in about]) == 2)
+        print(f"web {'worker' if which else 'parent'}: answers after {time.monotonic() - begun:.2f} s")
     node.stop()
 
 
