@@ -34,7 +34,7 @@ from templates_app import events
 log = logging.getLogger(__name__)
 
 BATCH = 300
-LEAST = 32
+LEAST = 64
 CLOCK_BACK = timedelta(seconds=5)
 BACKLOG_FIRST = timedelta(seconds=10)  # after an outage of ours intake gets so long to catch up before late runs page
 

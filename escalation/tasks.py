@@ -10,7 +10,7 @@ from escalation import intake as intake_
 
 INTAKE_BATCH = 500
 INTAKE_TIMED = 50  # past so many events a batch may have ended because its time was up
-ENGINE_BUDGET_MS = 10
+ENGINE_BUDGET_MS = 50  # of each kind of row; about a hundred rows, and a pass that takes less than that is no longer for it
 
 # The first instant that lies ahead, from the three partial indexes of timers.
 AHEAD = """
