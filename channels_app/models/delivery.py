@@ -31,7 +31,7 @@ class Delivery(models.Model):
     uid = models.UUIDField(default=uuid.uuid4, unique=True)  # goes out as delivery_id and as idempotency key
     notification = models.ForeignKey(Notification, on_delete=models.CASCADE, related_name="deliveries", db_index=False)
     topic = models.BigIntegerField(null=True)  # the notification's, here so that cancelling needs no join
-    channel = models.ForeignKey(Channel, on_delete=models.PROTECT, related_name="deliveries")
+    channel = models.ForeignKey(Channel, on_delete=models.PROTECT, related_name="deliveries", db_index=False)
     address = models.ForeignKey(Address, on_delete=models.PROTECT, related_name="deliveries", db_index=False)
     member = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="deliveries")
     state = models.CharField(max_length=10, choices=State.choices, default=State.QUEUED)
@@ -68,9 +68,8 @@ class Delivery(models.Model):
     class Meta:
         indexes = [
             models.Index(fields=["address", "priority", "id"], name="delivery_queued", condition=models.Q(state="queued")),
-            models.Index(fields=["holder"], name="delivery_sending", condition=models.Q(state="sending")),
             models.Index(fields=["fallback_at"], name="delivery_fallback", condition=models.Q(fallback_at__isnull=False)),
-            # One in flight per chat is counted over all drains.
+            # Few at any time: it finds what a holder has out, too.
             models.Index(fields=["address"], name="delivery_in_flight", condition=models.Q(state="sending")),
             models.Index(fields=["topic"], name="delivery_topic", condition=models.Q(topic__isnull=False)),
             models.Index(fields=["fallback_of"], name="delivery_fallback_of", condition=models.Q(fallback_of__isnull=False)),
