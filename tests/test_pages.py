@@ -143,6 +143,11 @@ def test_it_speaks_the_holders_language_and_zone(world, lee, client):
     assert 'lang="zh-hans"' in text and "11:00:00" in text  # 03:00 UTC
 
 
+def test_a_zone_this_machine_does_not_know_opens_the_page_in_utc(world, lee, client):
+    Member.objects.filter(pk=lee.pk).update(time_zone="Mars/Olympus")
+    assert "03:00:00" in client.get(path_of(lee, world.incident())).content.decode()
+
+
 def test_a_viewer_looks_and_does_not_touch(world, lee, client):
     Member.objects.filter(pk=lee.pk).update(role="viewer")
     path = path_of(lee, world.incident())

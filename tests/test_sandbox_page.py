@@ -78,14 +78,14 @@ def test_presses_need_the_pages_own_token(world, lee, player):
     message = one(forger, "app")
     assert press(forger, message, "acknowledge").status_code == 403
     assert world.incident().progress == "Triggered"
-    token = re.search(r'csrfmiddlewaretoken" value="(\w+)', forger.get("/sandbox/").content.decode())[1]
+    (token,) = re.findall(r'csrfmiddlewaretoken" value="(\w+)', forger.get("/sandbox/").content.decode())
     answer = forger.post("/sandbox/press", {"delivery": message["id"], "do": "acknowledge"}, headers={"X-CSRFToken": token})
     assert answer.status_code == 200
 
 
 def test_a_real_channels_message_is_neither_shown_nor_answered(world, lee, client):
     """Its channel's kind is what decides, whatever else is true of the row."""
-    delivery = Delivery.objects.filter(channel__kind="sandbox_app").first()
+    delivery = Delivery.objects.filter(channel__kind="sandbox_app").earliest("id")
     seen = len(shown(client))
     real = world.channel("email")
     Delivery.objects.filter(pk=delivery.pk).update(channel=real)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -79,7 +79,11 @@ class _Words:
 
     def __enter__(self) -> None:
         self.before = translation.get_language()
-        self.times = timezone.override(ZoneInfo(self.zone))
+        try:
+            zone = ZoneInfo(self.zone)
+        except (ZoneInfoNotFoundError, ValueError):
+            zone = ZoneInfo("UTC")  # this machine's list lacks it; a page must open all the same
+        self.times = timezone.override(zone)
         translation.activate(self.language)
         self.times.__enter__()
 
@@ -291,7 +295,11 @@ def _summary(request: HttpRequest, incident: Incident, now: datetime) -> HttpRes
     """What a group may see without signing in, and the one thing it may do."""
     # Ids can be guessed one by one; nobody may try many.
     if not Throttle.hit(f"group-link:{address_of(request)}", MOST_LOOKS, LOOKS_IN, now):
-        response = render(request, "web/dead.html", {"why": _("Too many pages were opened from your address. Try again in ten minutes.")})
+        response = render(
+            request,
+            "web/dead.html",
+            {"why": _("Too many pages were opened from your address. Try again in ten minutes."), "title": _("Not now")},
+        )
         response.status_code, response["Retry-After"] = 429, str(int(LOOKS_IN.total_seconds()))
         return response
     refused, status = "", 200
