@@ -46,6 +46,7 @@ class Push:
         url = f"{path}?integration_key={self.key if key is None else key}" if key != "" else path
         response = self.client.generic("POST", url, data, content_type=content_type, headers=headers)
         envelope = response.json()
+        assert response["Content-Length"] == str(len(response.content)) and response["Content-Type"] == "application/json"
         assert re.fullmatch("[0-9a-f]{32}", envelope["request_id"])
         assert ("data" in envelope) == (response.status_code == 200) and ("error" in envelope) == (response.status_code != 200)
         return response.status_code, envelope.get("data") or envelope["error"]

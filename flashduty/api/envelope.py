@@ -66,8 +66,11 @@ def failure(error: ApiError) -> HttpResponse:
 
 def _answer(body: dict[str, Any], status: int) -> HttpResponse:
     request_id = uuid.uuid4().hex
-    text = json.dumps({"request_id": request_id, **body}, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    response = HttpResponse(text.encode("utf-8", "replace"), content_type="application/json", status=status)
+    text = json.dumps({"request_id": request_id, **body}, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode(
+        "utf-8", "replace"
+    )
+    response = HttpResponse(text, content_type="application/json", status=status)
+    response["Content-Length"] = str(len(text))  # pushes pass by the middleware that adds it, and without it the answer comes in chunks
     response["Flashcat-Request-Id"] = request_id
     return response
 
