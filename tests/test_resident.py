@@ -17,6 +17,9 @@ from django.db import OperationalError, connection
 
 from channels_app import resident
 
+# Committed rows, seen by other connections; only the one table that is written is flushed, since flushing all costs a second.
+pytestmark = pytest.mark.django_db(transaction=True, available_apps=["django_q"])
+
 
 @pytest.fixture
 def run_dir(settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -27,8 +30,8 @@ def run_dir(settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def place(django_db_setup, django_db_blocker, run_dir: Path):
-    """`place(one_pass, **how)` serves in a thread; at the end all are told to stop. No rows are written, so none are flushed."""
+def place(run_dir: Path):
+    """`place(one_pass, **how)` serves in a thread; at the end all are told to stop."""
     threads: list[threading.Thread] = []
 
     def start(one_pass: Callable[[datetime], float | None], **how) -> threading.Thread:
@@ -37,8 +40,7 @@ def place(django_db_setup, django_db_blocker, run_dir: Path):
         threads.append(thread)
         return thread
 
-    with django_db_blocker.unblock():
-        yield start
+    yield start
     (run_dir / "stop.0-tree").write_text("0.5")
     for thread in threads:
         thread.join(5)
