@@ -29,6 +29,7 @@ from channels_app.book import Book
 from channels_app.compose import Claimed, Result
 from channels_app.http import DeliveryError
 from channels_app.models import Delivery
+from mapping.clock import wake
 from mapping.crypto import new_secret
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class Drain:
         self.sending = 0
         self.by_channel: Counter[int] = Counter()
         self.by_address: Counter[int] = Counter()
+        self.takes: dict[int, int] = {}  # by address: how many requests at once
         self.unrecorded = 0
         self.workers = 0
         self.recorder: threading.Thread | None = None
@@ -124,6 +126,8 @@ class Drain:
             self.recorder.join(max(0.2, left()))
         if self._open():
             outbox.take_over(self.holder, self.clock())
+        # A chat takes one message at a time: what waited for ours there is for others to send now.
+        wake("drain")
 
     def close(self) -> None:
         """Gives up the holder's lock; its file goes only with nothing in flight, since others tell the dead by it."""
@@ -144,7 +148,8 @@ class Drain:
     def _room(self) -> outbox.Room:
         with self.guard:
             free = min(BATCH, self.threads - self.sending)
-            return outbox.Room(max(0, free), self.threads, dict(+self.by_channel), dict(+self.by_address))
+            full = [pk for pk, count in self.by_address.items() if count >= self.takes[pk]]
+            return outbox.Room(max(0, free), self.threads, dict(+self.by_channel), dict(self.by_address), full)
 
     def _start(self, claimed: list[Claimed]) -> None:
         with self.guard:
@@ -152,6 +157,7 @@ class Drain:
             self.unrecorded += len(claimed)
             self.by_channel.update(one.channel.id for one in claimed)
             self.by_address.update(one.address_id for one in claimed)
+            self.takes |= {one.address_id: one.channel.concurrency for one in claimed}
             missing = min(self.threads, self.sending) - self.workers
             self.workers += max(0, missing)
         for number in range(max(0, missing)):
@@ -191,6 +197,8 @@ class Drain:
                 self.sending -= 1
                 self.by_channel[claimed.channel.id] -= 1
                 self.by_address[claimed.address_id] -= 1
+                if not self.by_address[claimed.address_id]:
+                    del self.by_address[claimed.address_id], self.takes[claimed.address_id]
             self.results.put(result)
 
     # ---- recording ----

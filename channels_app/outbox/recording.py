@@ -1,0 +1,230 @@
+"""What became of an attempt: the delivery's state, the address's next try, the channel's circuit breaker, and word of pages nobody got."""
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from django.db import connection, transaction
+from django.utils.translation import gettext_noop
+
+from channels_app import policy
+from channels_app.compose import Claimed, Result
+from channels_app.models import ChannelHealth
+from channels_app.outbox.statements import dicts, planned_once
+from channels_app.transport import DeliveryError
+from mapping.clock import wake
+from mapping.models import Installation
+from templates_app.models import report_failure
+
+log = logging.getLogger(__name__)
+
+# While nothing has left the house by any channel for so long, failures to connect are ours and not the providers'.
+NETWORK_SECONDS: Final = 60
+NETWORK_ALARM: Final = gettext_noop(
+    "No channel can be reached from here: name resolution, connections or the proxy fail for all of them. Pages wait and are tried again."
+)
+
+
+def record(holder: str, results: Sequence[Result], now: datetime) -> int:
+    """Writes the results of attempts, in one statement for all deliveries; only where the row is still ours and in that attempt. How many were."""
+    if not results:
+        return 0
+    verdicts = [(one, result, policy.judge(
+        result.said, tries=one.tries, seed=one.id, is_page=one.is_page, deadline_at=one.deadline_at, give_up_at=one.give_up_at, now=now,
+    )) for result in results for one in (result.claimed, *result.claimed.bundle)]  # fmt: skip
+    again = {one.address_id for one, _result, verdict in verdicts if verdict.state == "queued"}
+    with transaction.atomic(), connection.cursor() as cursor:
+        if again:
+            cursor.execute("SELECT id FROM channels_app_address WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE", [list(again)])
+        with planned_once() as planned:
+            written = _write(planned, holder, verdicts, now)
+        if again:
+            _come_back(cursor, written, results, now)
+        _note_health(cursor, results, verdicts, now)
+        _wipe_secrets(cursor, [one.said.id for one, _result, _verdict in verdicts if one.said.has_secret])
+        evidence = {row["notification"] for row in written if row["is_page"] and row["evidence"]}
+        exhaust(cursor, evidence, now)
+        for template, error in {result.failed_template for result in results if result.failed_template is not None}:
+            report_failure(template, error, now)
+    return len(written)
+
+
+def _write(cursor: Any, holder: str, verdicts: Sequence[tuple[Claimed, Result, policy.Verdict]], now: datetime) -> list[dict[str, Any]]:
+    rows = []
+    for one, result, verdict in verdicts:
+        message_id, detail = (
+            ("", verdict.reason) if isinstance(result.said, DeliveryError) else (result.said.message_id, result.said.detail)
+        )
+        line = [one.attempt, round(result.started.timestamp(), 3), result.seconds, verdict.outcome, detail[:500]]
+        rows.append((one.id, one.attempt, verdict, message_id[:200], result.subject, result.text, json.dumps([line], ensure_ascii=False)))
+    cursor.execute(
+        """WITH r AS (
+             SELECT * FROM unnest(%(ids)s::bigint[], %(attempts)s::int[], %(states)s::text[], %(reasons)s::text[], %(at)s::timestamptz[],
+               %(falls)s::bool[], %(repeats)s::bool[], %(messages)s::text[], %(subjects)s::text[], %(texts)s::text[], %(lines)s::text[])
+               AS r(id, attempt, state, reason, not_before, fall, repeat, message_id, subject, text, line)),
+           mine AS (
+             SELECT d.id AS pk, r.* FROM channels_app_delivery d JOIN r ON r.id = d.id
+             WHERE d.holder = %(holder)s AND d.attempts = r.attempt AND d.state IN ('sending', 'bundled') AND d.ended_at IS NULL
+             ORDER BY d.id FOR NO KEY UPDATE OF d)
+           UPDATE channels_app_delivery d SET
+             state = CASE WHEN r.state = 'queued' AND d.withdrawn AND (r.repeat OR d.possible_repeat) THEN 'unknown'
+                          WHEN r.state = 'queued' AND d.withdrawn THEN 'cancelled'
+                          WHEN r.state IN ('sent', 'delivered') AND d.state = 'bundled' THEN 'bundled' ELSE r.state END,
+             bundled_by_id = CASE WHEN r.state IN ('sent', 'delivered') THEN d.bundled_by_id END,
+             reason = CASE WHEN r.state IN ('sent', 'delivered') THEN '' WHEN r.state = 'queued' AND d.withdrawn THEN d.reason ELSE r.reason END,
+             not_before = COALESCE(r.not_before, d.not_before),
+             possible_repeat = d.possible_repeat OR r.repeat,
+             sent_at = CASE WHEN r.state IN ('sent', 'delivered') THEN %(now)s ELSE d.sent_at END,
+             delivered_at = CASE WHEN r.state = 'delivered' THEN %(now)s ELSE d.delivered_at END,
+             ended_at = CASE WHEN r.state = 'queued' AND NOT d.withdrawn THEN NULL ELSE %(now)s END,
+             fallback_at = CASE WHEN d.withdrawn OR r.state IN ('sent', 'delivered') THEN NULL
+                                WHEN r.fall AND d.fallback_at IS NOT NULL THEN %(now)s ELSE d.fallback_at END,
+             message_id = CASE WHEN r.message_id = '' THEN d.message_id ELSE r.message_id END,
+             subject = CASE WHEN r.text = '' AND r.subject = '' THEN d.subject ELSE r.subject END,
+             text = CASE WHEN r.text = '' THEN d.text ELSE r.text END,
+             log = d.log || r.line::jsonb, holder = '', lease_until = NULL
+           FROM mine r WHERE d.id = r.pk AND d.holder = %(holder)s AND d.attempts = r.attempt AND d.state IN ('sending', 'bundled')
+           RETURNING d.id, d.state, d.address_id AS address, d.not_before, d.priority, d.notification_id AS notification, d.is_page,
+             (r.fall OR d.state = 'failed') AS evidence""",
+        {
+            "holder": holder,
+            "now": now,
+            "ids": [row[0] for row in rows],
+            "attempts": [row[1] for row in rows],
+            "states": [row[2].state for row in rows],
+            "reasons": [row[2].reason for row in rows],
+            "at": [row[2].not_before for row in rows],
+            "falls": [row[2].fallback for row in rows],
+            "repeats": [row[2].outcome == "unknown" for row in rows],
+            "messages": [row[3] for row in rows],
+            "subjects": [row[4].replace("\x00", "") for row in rows],
+            "texts": [row[5].replace("\x00", "") for row in rows],
+            "lines": [row[6].replace("\\u0000", "") for row in rows],
+        },
+    )
+    return dicts(cursor)
+
+
+def _come_back(cursor: Any, written: Sequence[Mapping[str, Any]], results: Sequence[Result], now: datetime) -> None:
+    """Addresses that have something to try again, and those their provider has blocked; they are locked already."""
+    at: dict[int, datetime] = {}
+    for row in written:
+        if row["state"] == "queued":
+            at[row["address"]] = min(row["not_before"], at.get(row["address"], row["not_before"]))
+    blocked = {
+        result.claimed.address_id: (now + timedelta(seconds=result.said.blocked), result.said.text[:300])
+        for result in results
+        if isinstance(result.said, DeliveryError) and result.said.blocked
+    }
+    if not at:
+        return
+    cursor.execute(
+        """UPDATE channels_app_address a SET
+             next_at = CASE WHEN w.blocked IS NULL THEN LEAST(a.next_at, w.at) ELSE GREATEST(w.blocked, LEAST(a.next_at, w.at)) END,
+             blocked_until = COALESCE(w.blocked, a.blocked_until), blocked_reason = COALESCE(w.reason, a.blocked_reason)
+           FROM unnest(%s::bigint[], %s::timestamptz[], %s::timestamptz[], %s::text[]) AS w(id, at, blocked, reason) WHERE a.id = w.id""",
+        [
+            list(at),
+            list(at.values()),
+            [blocked[pk][0] if pk in blocked else None for pk in at],
+            [blocked[pk][1] if pk in blocked else None for pk in at],
+        ],
+    )
+    if blocked:
+        # What else waits there is late too.
+        cursor.execute(
+            """UPDATE channels_app_delivery SET fallback_at = %s WHERE id IN (
+                 SELECT d.id FROM unnest(%s::bigint[], %s::timestamptz[]) AS w(id, until)
+                 JOIN channels_app_delivery d ON d.address_id = w.id AND d.state = 'queued' AND d.fallback_at > %s AND d.deadline_at <= w.until
+                 ORDER BY d.id FOR NO KEY UPDATE OF d SKIP LOCKED)""",
+            [now, list(blocked), [until for until, _reason in blocked.values()], now],
+        )
+
+
+def _note_health(cursor: Any, results: Sequence[Result], verdicts: Sequence[tuple[Claimed, Result, policy.Verdict]], now: datetime) -> None:
+    """The circuit breaker: failures in a row of the provider itself, not of one message."""
+    failed = {id(result): verdict.provider_failed for one, result, verdict in verdicts if one is result.claimed}
+    streaks: dict[int, list[Any]] = {}  # channel -> [failures after the last success, was there a success, last error, Open]
+    for result in results:
+        opened = result.claimed.channel
+        if opened.style.demo or opened.transport is None:
+            continue
+        if failed[id(result)] and isinstance(result.said, DeliveryError):
+            streak = streaks.setdefault(opened.id, [0, False, "", opened])
+            streak[0], streak[2] = streak[0] + 1, result.said.text[:500]
+        elif not isinstance(result.said, DeliveryError):
+            recently = opened.last_success_at is not None and now - opened.last_success_at < timedelta(seconds=10)
+            if opened.failures or not recently or opened.id in streaks:
+                streak = streaks.setdefault(opened.id, [0, False, "", opened])
+                streak[0], streak[1] = 0, True
+    for channel, (count, success, error, opened) in sorted(streaks.items()):
+        cursor.execute(
+            """INSERT INTO channels_app_channelhealth AS h (channel_id, failures, last_error, last_error_at, last_success_at)
+               SELECT id, LEAST(%(count)s, %(most)s), %(error)s, %(failed)s, %(worked)s FROM channels_app_channel WHERE id = %(channel)s
+               ON CONFLICT (channel_id) DO UPDATE SET
+                 -- Requests that were out when it opened do not make it longer; a probe that fails does.
+                 failures = CASE WHEN %(success)s THEN LEAST(%(count)s, %(most)s) WHEN h.open_until > %(probe)s THEN h.failures
+                                 WHEN h.failures >= %(most)s THEN h.failures + 1 ELSE LEAST(h.failures + %(count)s, %(most)s) END,
+                 last_error = CASE WHEN %(error)s = '' THEN h.last_error ELSE %(error)s END,
+                 last_error_at = COALESCE(%(failed)s, h.last_error_at), last_success_at = COALESCE(%(worked)s, h.last_success_at)
+               RETURNING failures, open_until""",
+            {
+                "channel": channel, "count": count, "most": policy.BREAKER_FAILURES, "error": error, "success": success,
+                "failed": now if error else None, "worked": now if success else None,
+                "probe": now + timedelta(seconds=policy.PROBE_SECONDS),
+            },
+        )  # fmt: skip
+        for failures, until in cursor.fetchall():
+            length = policy.open_for(failures)
+            still = until is not None and until > now + timedelta(seconds=policy.PROBE_SECONDS)
+            until = None if length is None else until if still else now + length
+            cursor.execute("UPDATE channels_app_channelhealth SET open_until = %s WHERE channel_id = %s", [until, channel])
+            opened.failures, opened.open_until = failures, until
+        if success:
+            opened.last_success_at = now
+
+
+def _wipe_secrets(cursor: Any, ids: Sequence[int]) -> None:
+    """A code's Context is gone as soon as nothing can send it any more."""
+    if ids:
+        cursor.execute(
+            """UPDATE channels_app_notification n SET secret_context = '' WHERE n.id = ANY(%s) AND NOT EXISTS (
+                 SELECT 1 FROM channels_app_delivery d WHERE d.notification_id = n.id AND d.state IN ('queued', 'sending'))""",
+            [list(ids)],
+        )
+
+
+def exhaust(cursor: Any, ids: Iterable[int], now: datetime) -> None:
+    """Tells the house above of pages that reach nobody: each message has failed or used up its tries, and no fallback is left.
+
+    What used up its tries is still tried with back-off; only waiting for it would be silence. While every channel fails before a request
+    leaves it is our network that is broken, not theirs: nothing is exhausted then, and the alarm is raised instead.
+    """
+    wanted = list(ids)
+    if not wanted:
+        return
+    cursor.execute(
+        """SELECT n.id, bool_and(COALESCE(d.log -> -1 ->> 3, '') = 'network')
+           FROM channels_app_notification n JOIN channels_app_delivery d ON d.notification_id = n.id
+           WHERE n.id = ANY(%s) AND n.is_page AND n.exhausted_at IS NULL GROUP BY n.id
+           HAVING bool_and(d.fallback_at IS NULL AND NOT d.withdrawn AND (d.state = 'failed' OR (d.state = 'queued' AND d.tries >= %s)))""",
+        [wanted, policy.TRIES],
+    )
+    found = cursor.fetchall()
+    held = [pk for pk, network in found if network] if any(network for _pk, network in found) and _our_network(now) else []
+    if held:
+        Installation.objects.filter(id=1).exclude(alarm=NETWORK_ALARM).update(alarm=NETWORK_ALARM, alarm_at=now)
+        log.error("%d pages wait: %s", len(held), NETWORK_ALARM)
+    given_up = [pk for pk, _network in found if pk not in held]
+    if given_up:
+        cursor.execute(
+            "UPDATE channels_app_notification SET exhausted_at = %s WHERE id = ANY(%s) AND exhausted_at IS NULL", [now, given_up]
+        )
+        wake("engine")
+
+
+def _our_network(now: datetime) -> bool:
+    """Whether no channel at all got through lately. (Sandbox kinds never count: nothing of theirs leaves the house.)"""
+    return not ChannelHealth.objects.filter(last_success_at__gt=now - timedelta(seconds=NETWORK_SECONDS)).exists()

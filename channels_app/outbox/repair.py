@@ -1,0 +1,100 @@
+"""What was interrupted: a drain that died, all of them away for a while, a clock that was set back."""
+
+import logging
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from django.db import connection, transaction
+
+from channels_app import policy
+from channels_app.models import Pulse
+from mapping.clock import wake
+
+log = logging.getLogger(__name__)
+
+PULSE: Final = timedelta(seconds=3)
+AWAY: Final = timedelta(seconds=15)  # so long without a drain was an outage of ours
+
+
+def take_over(holder: str | None, now: datetime) -> int:
+    """The messages a dead drain had out become unknown, and are queued again as possible repeats; None: those whose lease has run out.
+
+    The attempt that we broke off counts against neither the tries nor the deadline.
+    """
+    which = "holder = %(holder)s" if holder is not None else "lease_until < %(now)s"
+    values: dict[str, Any] = {"holder": holder, "now": now, "lease": policy.LEASE}
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(f"SELECT DISTINCT address_id FROM channels_app_delivery WHERE state = 'sending' AND {which}", values)
+        places = [pk for (pk,) in cursor.fetchall()]
+        if not places:
+            return 0
+        cursor.execute("SELECT id FROM channels_app_address WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE", [places])
+        cursor.execute(
+            f"""WITH dead AS (
+                  SELECT id FROM channels_app_delivery WHERE state = 'sending' AND {which} AND address_id = ANY(%(places)s)),
+                mine AS (
+                  SELECT d.id FROM channels_app_delivery d
+                  WHERE (d.id IN (SELECT id FROM dead) OR d.bundled_by_id IN (SELECT id FROM dead) AND d.ended_at IS NULL)
+                    AND (d.state = 'sending' AND {which} OR d.state = 'bundled') ORDER BY d.id FOR NO KEY UPDATE)
+                UPDATE channels_app_delivery d SET
+                  state = CASE WHEN d.withdrawn THEN 'unknown' ELSE 'queued' END, ended_at = CASE WHEN d.withdrawn THEN %(now)s END,
+                  reason = CASE WHEN d.withdrawn THEN d.reason ELSE %(reason)s END,
+                  possible_repeat = true, tries = GREATEST(d.tries - 1, 0), not_before = %(now)s, bundled_by_id = NULL,
+                  deadline_at = d.deadline_at + (%(now)s - (d.lease_until - %(lease)s)),
+                  fallback_at = d.fallback_at + (%(now)s - (d.lease_until - %(lease)s)),
+                  log = d.log || jsonb_build_array(jsonb_build_array(d.attempts, extract(epoch FROM d.lease_until - %(lease)s),
+                    extract(epoch FROM %(now)s - (d.lease_until - %(lease)s)), 'unknown', %(reason)s::text)),
+                  holder = '', lease_until = NULL
+                FROM mine WHERE d.id = mine.id RETURNING d.id""",
+            values | {"places": places, "reason": "the process that sent it ended before it knew the outcome"},
+        )
+        count = len(cursor.fetchall())
+        cursor.execute("UPDATE channels_app_address SET next_at = LEAST(next_at, %s) WHERE id = ANY(%s)", [now, places])
+    if count:
+        log.warning("%d messages of %s are unknown and are sent again", count, holder or "drains that vanished")
+        wake("drain")
+    return count
+
+
+def turned_back(lost: timedelta, now: datetime) -> None:
+    """The database's clock went back by `lost`: what was to happen later happens that much earlier, so that nothing waits twice."""
+    with transaction.atomic(), connection.cursor() as cursor:
+        values: dict[str, Any] = {"now": now, "lost": lost}
+        cursor.execute(
+            """UPDATE channels_app_address SET next_at = GREATEST(next_at - %(lost)s, LEAST(next_at, %(now)s)),
+                 blocked_until = GREATEST(blocked_until - %(lost)s, LEAST(blocked_until, %(now)s))
+               WHERE next_at > %(now)s OR blocked_until > %(now)s""",
+            values,
+        )
+        cursor.execute(
+            """UPDATE channels_app_delivery SET not_before = not_before - %(lost)s, deadline_at = deadline_at - %(lost)s,
+                 give_up_at = give_up_at - %(lost)s, fallback_at = fallback_at - %(lost)s, lease_until = lease_until - %(lost)s
+               WHERE state IN ('queued', 'sending')""",
+            values,
+        )
+        cursor.execute("UPDATE channels_app_channelhealth SET open_until = open_until - %(lost)s WHERE open_until > %(now)s", values)
+
+
+def pulse(now: datetime) -> None:
+    """Says that a drain works (called about once a second). After a time without any, that time counts against no deadline and no budget,
+    so that fallbacks are not started by our own absence."""
+    seen = Pulse.objects.filter(id=1).values_list("seen_at", flat=True).first()
+    if seen is None:
+        Pulse.objects.bulk_create([Pulse(id=1, seen_at=now)], ignore_conflicts=True)
+    elif now - seen >= PULSE or seen > now:
+        with transaction.atomic():
+            # Of several drains one finds the old value.
+            if Pulse.objects.filter(id=1, seen_at=seen).update(seen_at=now) and now - seen > AWAY:
+                _forgive(now - seen, now)
+
+
+def _forgive(lost: timedelta, now: datetime) -> None:
+    log.warning("no drain was running for %.0f s; deadlines of what waited are moved", lost.total_seconds())
+    values: dict[str, Any] = {"lost": lost, "now": now}
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """UPDATE channels_app_delivery SET deadline_at = deadline_at + LEAST(%(lost)s, %(now)s - created_at),
+                 fallback_at = fallback_at + LEAST(%(lost)s, %(now)s - created_at)
+               WHERE id IN (SELECT id FROM channels_app_delivery WHERE state IN ('queued', 'sending') ORDER BY id FOR NO KEY UPDATE)""",
+            values,
+        )
