@@ -38,6 +38,7 @@ REFRESH = timedelta(seconds=1)  # how old what we know of channels may be
 CHORES = 1.0  # seconds between two looks for drains that died
 FALLBACKS = 0.05
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+LITTER = 3600.0  # seconds
 BATCH = 256  # most messages in one claim
 # With so many in flight we claim at most once in so many seconds: a claim for each sender that becomes free would be most of the work.
 CROWD, PACE = 16, 0.010
@@ -82,6 +83,7 @@ class Drain:
         """Everything that takes time before the slot is ours: threads, connections, the lock of what we shall have in flight."""
         if not self.lock.take():
             raise RuntimeError(f"somebody else holds {self.lock.path}")
+        _sweep()
         self.recorder = threading.Thread(target=self._record, name=f"{self.holder} recorder", daemon=True)
         self.recorder.start()
         with contextlib.suppress(DatabaseError):
@@ -251,6 +253,14 @@ class Drain:
             outbox.record(self.holder, [Result(result.claimed, result.started, result.seconds, said)], self.clock())
         except Exception:
             log.exception("delivery %s: the result cannot be written; its lease will end", result.claimed.id)
+
+
+def _sweep() -> None:
+    """Lock files of holders that died long ago with nothing in flight. Their names are never used again, so they may go."""
+    for file in resident.path("").glob("*.holder"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - file.stat().st_mtime > LITTER and not resident.held(file.name):
+                file.unlink()
 
 
 def node() -> str:

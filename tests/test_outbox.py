@@ -492,6 +492,33 @@ def test_a_provider_that_keeps_failing_is_probed_and_not_hammered(scene):
     assert not Delivery.objects.filter(channel=channel, state="queued").exists()
 
 
+def test_a_page_at_a_channel_that_keeps_failing_and_has_no_fallback_is_reported_upward_at_once(scene):
+    works, channel = scene.channel("works"), scene.channel("a")
+    scene.plan("a", BUSY)
+    for topic in range(1, 8):
+        scene.page(scene.person(channel), topic=topic)
+    scene.page(scene.person(works), topic=50)
+    scene.run()
+    scene.page(scene.person(channel), topic=99)
+    scene.run(1)
+    assert Notification.objects.get(topic=99).exhausted_at == scene.now
+    assert scene.row(topic=99).state == "queued"  # and is sent when the provider is back
+    scene.plan("a", Receipt())
+    scene.pass_time(60)
+    assert scene.row(topic=99).state == "sent"
+
+
+def test_a_channel_that_keeps_failing_because_of_our_network_exhausts_nothing(scene):
+    channel = scene.channel("a")
+    scene.plan("a", UNPLUGGED)
+    for topic in range(1, 8):
+        scene.page(scene.person(channel), topic=topic)
+    scene.pass_time(20)
+    scene.page(scene.person(channel), topic=99)
+    scene.pass_time(30)
+    assert not Notification.objects.filter(exhausted_at__isnull=False).exists()
+
+
 def test_a_refusal_of_one_message_is_no_failure_of_the_channel(scene):
     channel = scene.channel("a")
     scene.plan("a", GONE)

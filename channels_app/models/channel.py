@@ -84,6 +84,7 @@ class ChannelHealth(models.Model):
     channel = models.OneToOneField(Channel, on_delete=models.CASCADE, primary_key=True, related_name="health")
     failures = models.PositiveIntegerField(default=0)  # in a row
     open_until = models.DateTimeField(null=True)  # until then pages take the fallback; then one probe
+    is_network = models.BooleanField(default=False)  # the last failure was on our side of the line: no name, no connection, no proxy
     last_error = models.CharField(max_length=500, blank=True)
     last_error_at = models.DateTimeField(null=True)
     last_success_at = models.DateTimeField(null=True)

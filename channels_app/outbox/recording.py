@@ -146,32 +146,33 @@ def _come_back(cursor: Any, written: Sequence[Mapping[str, Any]], results: Seque
 def _note_health(cursor: Any, results: Sequence[Result], verdicts: Sequence[tuple[Claimed, Result, policy.Verdict]], now: datetime) -> None:
     """The circuit breaker: failures in a row of the provider itself, not of one message."""
     failed = {id(result): verdict.provider_failed for one, result, verdict in verdicts if one is result.claimed}
-    streaks: dict[int, list[Any]] = {}  # channel -> [failures after the last success, was there a success, last error, Open]
+    streaks: dict[int, list[Any]] = {}  # channel -> [failures after the last success, was there a success, last error, Open, on our side]
     for result in results:
         opened = result.claimed.channel
         if opened.style.demo or opened.transport is None:
             continue
         if failed[id(result)] and isinstance(result.said, DeliveryError):
-            streak = streaks.setdefault(opened.id, [0, False, "", opened])
-            streak[0], streak[2] = streak[0] + 1, result.said.text[:500]
+            streak = streaks.setdefault(opened.id, [0, False, "", opened, False])
+            streak[0], streak[2], streak[4] = streak[0] + 1, result.said.text[:500], result.said.is_network
         elif not isinstance(result.said, DeliveryError):
             recently = opened.last_success_at is not None and now - opened.last_success_at < timedelta(seconds=10)
             if opened.failures or not recently or opened.id in streaks:
-                streak = streaks.setdefault(opened.id, [0, False, "", opened])
+                streak = streaks.setdefault(opened.id, [0, False, "", opened, False])
                 streak[0], streak[1] = 0, True
-    for channel, (count, success, error, opened) in sorted(streaks.items()):
+    for channel, (count, success, error, opened, network) in sorted(streaks.items()):
         cursor.execute(
-            """INSERT INTO channels_app_channelhealth AS h (channel_id, failures, last_error, last_error_at, last_success_at)
-               SELECT id, LEAST(%(count)s, %(most)s), %(error)s, %(failed)s, %(worked)s FROM channels_app_channel WHERE id = %(channel)s
+            """INSERT INTO channels_app_channelhealth AS h (channel_id, failures, is_network, last_error, last_error_at, last_success_at)
+               SELECT id, LEAST(%(count)s, %(most)s), %(network)s, %(error)s, %(failed)s, %(worked)s FROM channels_app_channel WHERE id = %(channel)s
                ON CONFLICT (channel_id) DO UPDATE SET
                  -- Requests that were out when it opened do not make it longer; a probe that fails does.
                  failures = CASE WHEN %(success)s THEN LEAST(%(count)s, %(most)s) WHEN h.open_until > %(probe)s THEN h.failures
                                  WHEN h.failures >= %(most)s THEN h.failures + 1 ELSE LEAST(h.failures + %(count)s, %(most)s) END,
+                 is_network = CASE WHEN %(error)s = '' THEN h.is_network ELSE %(network)s END,
                  last_error = CASE WHEN %(error)s = '' THEN h.last_error ELSE %(error)s END,
                  last_error_at = COALESCE(%(failed)s, h.last_error_at), last_success_at = COALESCE(%(worked)s, h.last_success_at)
                RETURNING failures, open_until""",
             {
-                "channel": channel, "count": count, "most": policy.BREAKER_FAILURES, "error": error, "success": success,
+                "channel": channel, "count": count, "most": policy.BREAKER_FAILURES, "error": error, "success": success, "network": network,
                 "failed": now if error else None, "worked": now if success else None,
                 "probe": now + timedelta(seconds=policy.PROBE_SECONDS),
             },
@@ -197,20 +198,23 @@ def _wipe_secrets(cursor: Any, ids: Sequence[int]) -> None:
 
 
 def exhaust(cursor: Any, ids: Iterable[int], now: datetime) -> None:
-    """Tells the house above of pages that reach nobody: each message has failed or used up its tries, and no fallback is left.
+    """Tells the house above of pages that reach nobody: each message has failed, has used up its tries or waits at a channel that keeps
+    failing, and no fallback is left.
 
-    What used up its tries is still tried with back-off; only waiting for it would be silence. While every channel fails before a request
-    leaves it is our network that is broken, not theirs: nothing is exhausted then, and the alarm is raised instead.
+    What can still be tried is tried with back-off; only waiting for it would be silence. While every channel fails before a request leaves it
+    is our network that is broken, not theirs: nothing is exhausted then, and the alarm is raised instead.
     """
     wanted = list(ids)
     if not wanted:
         return
     cursor.execute(
-        """SELECT n.id, bool_and(COALESCE(d.log -> -1 ->> 3, '') = 'network')
+        """SELECT n.id, bool_and(CASE WHEN d.attempts = 0 THEN COALESCE(h.is_network, false) ELSE d.log -> -1 ->> 3 = 'network' END)
            FROM channels_app_notification n JOIN channels_app_delivery d ON d.notification_id = n.id
+           LEFT JOIN channels_app_channelhealth h ON h.channel_id = d.channel_id
            WHERE n.id = ANY(%s) AND n.is_page AND n.exhausted_at IS NULL GROUP BY n.id
-           HAVING bool_and(d.fallback_at IS NULL AND NOT d.withdrawn AND (d.state = 'failed' OR (d.state = 'queued' AND d.tries >= %s)))""",
-        [wanted, policy.TRIES],
+           HAVING bool_and(d.fallback_at IS NULL AND NOT d.withdrawn
+             AND (d.state = 'failed' OR (d.state = 'queued' AND (d.tries >= %s OR COALESCE(h.failures, 0) >= %s))))""",
+        [wanted, policy.TRIES, policy.BREAKER_FAILURES],
     )
     found = cursor.fetchall()
     held = [pk for pk, network in found if network] if any(network for _pk, network in found) and _our_network(now) else []
