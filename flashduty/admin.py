@@ -4,7 +4,7 @@ from django.contrib import admin
 from django.contrib.auth.models import Group
 from django_q.models import Failure, Schedule, Success
 
-from flashduty.console import channels, incidents, people, rules, templates
+from flashduty.console import channels, incidents, names, people, rules, templates
 
 __all__ = ["channels", "incidents", "people", "rules", "templates"]
 
@@ -12,3 +12,4 @@ __all__ = ["channels", "incidents", "people", "rules", "templates"]
 for _model in (Group, Failure, Schedule, Success):
     if admin.site.is_registered(_model):
         admin.site.unregister(_model)
+names.give()

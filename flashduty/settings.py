@@ -271,5 +271,6 @@ UNFOLD = {
     "SHOW_HISTORY": True,
     "SHOW_VIEW_ON_SITE": False,
     "SITE_SYMBOL": "bolt",
+    "DASHBOARD_CALLBACK": "flashduty.console.menu.dashboard",
     "SIDEBAR": {"show_search": True, "navigation": "flashduty.console.menu.navigation"},
 }

@@ -1,20 +1,26 @@
 """The console: every page for every role, lists that ask the same number of questions whatever they show, and nothing seen sideways."""
 
+import json
+import re
 from typing import Any
 
 import pytest
+from django.apps import apps
 from django.contrib import admin
+from django.contrib.admin.models import LogEntry
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
+from channels_app import outbox
 from channels_app.models import Address, Channel, ChannelHealth, Delivery, Notification, Preference
 from escalation import lifecycle, plan, rules
 from escalation.models import (
     Alert,
     EscalationRule,
     Event,
+    Incident,
     Integration,
     Layer,
     LayerChannel,
@@ -117,7 +123,7 @@ class House:
             place = Address.objects.create(channel=channels["sandbox_app"], target=f"+86139{n:08d}")
             Delivery.objects.create(
                 notification=said, topic=incident.pk, channel=channels["sandbox_app"], address=place, member=person, state="failed",
-                reason="refused", is_page=True, created_at=now, not_before=now, deadline_at=now, give_up_at=now, log=[[1, "t", 0.1, "failed", "no"]],
+                reason="refused", is_page=True, created_at=now, not_before=now, deadline_at=now, give_up_at=now, log=[[1, now.timestamp(), 0.1, "failed", "no"]],
             )  # fmt: skip
         Installation.get()
 
@@ -140,10 +146,8 @@ MODELS = list(admin.site._registry)
 
 
 def test_every_model_of_ours_has_a_page():
-    from django.apps import apps
-
     inside = {Layer, LayerChannel, MappingEntry, ChannelHealth}  # edited or shown on the page of another row
-    named = {model.__name__ for model in MODELS} | {model.__name__ for model in inside} | {"Channel", "Verification", "Responder"}
+    named = {model.__name__ for model in MODELS} | {model.__name__ for model in inside} | {"Channel", "Verification", "Responder", "Pulse"}
     ours = {
         m.__name__
         for label in ("mapping", "templates_app", "channels_app", "escalation", "flashduty")
@@ -195,3 +199,397 @@ def _count(client: Client, model: Any) -> int:
     ) as asked:
         client.get(page(model, "changelist"))
     return len(asked)
+
+
+# ---- who sees and changes what -------------------------------------------------------------------------------------------------------
+
+
+def test_a_manager_sees_and_changes_what_their_teams_own_and_nothing_else(house: House):
+    client = house.client("manager")
+    for team, sees in ((house.own, 200), (house.other, 302), (None, 302)):
+        hook = Channel.objects.get(team=team, kind="webhook")
+        answer = client.get(page(Hook, "change", hook.pk))
+        assert answer.status_code == sees, team  # 302: "doesn't exist", as Django says of rows outside the query set
+        space = Workspace.objects.get(team=team)
+        rule = space.escalationrules.get()
+        if team == house.other:  # private: not even its name
+            assert client.get(page(EscalationRule, "change", rule.pk)).status_code == 302
+            for model in (EscalationRule, Incident, Delivery, TimelineEntry, Run, Event, Alert, Notification):
+                body = client.get(page(model, "changelist")).content.decode()
+                assert space.name not in body and f"Trouble {space.name.split()[1]}" not in body, model
+    shared = Workspace.objects.get(team=None).escalationrules.get()
+    assert client.get(page(EscalationRule, "change", shared.pk)).status_code == 200
+    refused = client.post(page(EscalationRule, "change", shared.pk), {"name": "Mine now"})
+    assert refused.status_code == 403
+
+
+def test_shared_channels_can_be_chosen_in_a_layer_although_their_settings_are_closed(house: House):
+    own = Workspace.objects.get(team=house.own).escalationrules.get()
+    body = house.client("manager").get(page(EscalationRule, "change", own.pk)).content.decode()
+    assert f">{Channel.objects.get(team=None, kind='sandbox_group').name}<" in body
+    assert f">{Channel.objects.get(team=house.own, kind='sandbox_group').name}<" in body
+    assert f">{Channel.objects.get(team=house.other, kind='sandbox_group').name}<" not in body
+    assert f">{Channel.objects.get(team=house.own, kind='sandbox_app').name}<" not in body  # a person's kind is no group
+
+
+def test_members_and_viewers_change_nothing(house: House):
+    for role in ("member", "viewer"):
+        client = house.client(role)
+        for model in MODELS:
+            for pk in model._default_manager.values_list("pk", flat=True)[:3]:
+                if model is Incident:
+                    continue
+                assert client.post(page(model, "change", pk), {"name": "x"}).status_code in (302, 403), (role, model)
+    assert not EscalationRule.objects.filter(name="x").exists() and not Channel.objects.filter(name="x").exists()
+
+
+def test_no_address_filters_by_what_a_page_does_not_offer(house: House):
+    client = house.client("member")
+    for model, lookup in (
+        (Member, "password__startswith=pbkdf2"), (Member, "teams__members__password__startswith=p"), (Integration, "key_hash__startswith=a"),
+        (Delivery, "address__target__startswith=%2B86"), (ContactPoint, "value__startswith=%2B86"),
+    ):  # fmt: skip
+        assert client.get(f"{page(model, 'changelist')}?{lookup}").status_code == 400, lookup
+
+
+def test_autocomplete_and_filters_name_only_what_may_be_seen(house: House):
+    client = house.client("manager")
+    other = Workspace.objects.get(team=house.other)
+    assert other.name not in client.get(page(Incident, "changelist")).content.decode()
+    url = reverse("admin:autocomplete") + "?app_label=escalation&model_name=layer&field_name=members&term="
+    Member.objects.create_user("gone@example.com", "Gone", is_active=False)
+    names = {item["text"] for item in client.get(url).json()["results"]}
+    assert "Stranger" in names and "Gone" not in names
+
+
+# ---- secrets -------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind, group", [("webhook", Hook), ("feishu", ImBot), ("email", Classic)])
+def test_secrets_are_written_and_never_read(house: House, kind: str, group: Any):
+    client = house.client("manager")
+    channel = Channel.objects.get(team=house.own, kind=kind)
+    url = page(group, "change", channel.pk)
+    body = client.get(url).content.decode()
+    secret = {"webhook": "hooks.example.com", "feishu": "topsecret", "email": "topsecret"}[kind]
+    assert secret not in body and 'placeholder="unchanged"' in body
+    before = dict(channel.settings)
+    data = {"name": "Renamed", "team": house.own.pk, "status": "enabled", "position": 0}
+    data |= {f"set_{name}": value for name, value in before.items() if name not in ("password", "secret", "headers") and kind != "webhook"}
+    answer = client.post(url, data)
+    assert answer.status_code == 302, re.findall(r"errorlist.*?</ul>", answer.content.decode(), re.S)
+    channel.refresh_from_db()
+    assert channel.name == "Renamed"
+    for name, value in before.items():
+        assert channel.settings[name] == value
+    history = client.get(page(group, "history", channel.pk)).content.decode()
+    assert "→ Renamed" in history and secret not in history
+
+
+def test_a_stored_password_does_not_follow_the_server_to_another_place(house: House):
+    channel = Channel.objects.get(team=house.own, kind="email")
+    data = {
+        "name": "M",
+        "team": house.own.pk,
+        "status": "enabled",
+        "position": 0,
+        "set_port": 25,
+        "set_security": "none",
+        "set_from_email": "a@example.com",
+    }
+    answer = house.client("manager").post(page(Classic, "change", channel.pk), data | {"set_host": "evil.example.com", "set_username": "x"})
+    assert answer.status_code == 200 and "enter it again" in answer.content.decode()
+    channel.refresh_from_db()
+    assert channel.settings["host"] == "mail.example.com"
+
+
+def test_only_administrators_open_the_network(house: House):
+    channel = Channel.objects.get(team=house.own, kind="webhook")
+    data = {"name": "W", "team": house.own.pk, "status": "enabled", "position": 0, "allowed_hosts": "10.0.0.1:80", "proxy": "http://p:1"}
+    assert house.client("manager").post(page(Hook, "change", channel.pk), data).status_code == 302
+    channel.refresh_from_db()
+    assert (channel.allowed_hosts, channel.proxy) == ([], "")
+    assert house.client("administrator").post(page(Hook, "change", channel.pk), data).status_code == 302
+    channel.refresh_from_db()
+    assert (channel.allowed_hosts, channel.proxy) == (["10.0.0.1:80"], "http://p:1")
+
+
+def test_the_push_url_is_for_whoever_may_configure_and_rotating_keeps_the_old_key_a_while(house: House):
+    own = Integration.objects.get(workspace__team=house.own)
+    old = own.key_hash
+    assert own.key in house.client("manager").get(page(Integration, "change", own.pk)).content.decode()
+    assert own.key not in house.client("member").get(page(Integration, "change", own.pk)).content.decode()
+    url = reverse("admin:escalation_integration_rotate", args=[own.pk])
+    assert house.client("member").post(url).status_code == 403
+    assert house.client("manager").get(url).status_code == 405
+    assert house.client("manager").post(url).status_code == 302
+    own.refresh_from_db()
+    assert own.key_hash != old and own.old_key_hash == old and own.old_key_until > db_now()
+
+
+def test_an_app_key_is_shown_once_and_is_ones_own(house: House):
+    client = house.client("member")
+    answer = client.post(page(ApiKey, "add"), {"name": "ci", "read_only": "on"})
+    (secret,) = re.findall(r'id="secret"[^>]*>([^<]+)<', answer.content.decode())
+    key = ApiKey.find(secret, db_now())
+    assert key is not None and key.member == house.people["member"] and key.read_only and "no-store" in answer["Cache-Control"]
+    assert secret not in client.get(page(ApiKey, "change", key.pk)).content.decode()
+    assert client.get(page(ApiKey, "change", ApiKey.objects.filter(member=house.stranger).first().pk)).status_code == 302
+    for n in range(4):
+        client.post(page(ApiKey, "add"), {"name": f"k{n}"})
+    assert "delete one first" in client.post(page(ApiKey, "add"), {"name": "sixth"}).content.decode()
+    assert ApiKey.objects.filter(member=house.people["member"]).count() == 5
+
+
+def test_phones_are_masked_for_those_who_may_not_see_them(house: House):
+    shared = Delivery.objects.get(topic=Incident.objects.get(workspace__team=None).pk)  # to a stranger, in a public workspace
+    target = shared.address.target
+    for role, full in (("administrator", True), ("manager", False), ("member", False)):
+        for url in (page(Delivery, "change", shared.pk), page(Delivery, "changelist"), page(Incident, "change", shared.topic)):
+            assert (target in house.client(role).get(url).content.decode()) is full, (role, url)
+
+
+# ---- what the pages do ---------------------------------------------------------------------------------------------------------------
+
+
+def rule_data(rule: EscalationRule, **changes: Any) -> dict[str, Any]:
+    """The form of a rule with one layer and one group channel, as a browser sends it back."""
+    layer = rule.layers.get()
+    use = layer.channels.get()
+    return {
+        "name": rule.name, "workspace": rule.workspace_id, "priority": 0, "status": "enabled", "aggr_window": 0, "time_zone": "UTC", "filters": "",
+        "time_filters": "", "template_set": "",
+        "layers-TOTAL_FORMS": 1, "layers-INITIAL_FORMS": 1, "layers-MIN_NUM_FORMS": 0, "layers-MAX_NUM_FORMS": 1000,
+        "layers-0-id": layer.pk, "layers-0-rule": rule.pk, "layers-0-idx": 0, "layers-0-members": [m.pk for m in layer.members.all()],
+        "layers-0-escalate_window": 30, "layers-0-notify_step": "10", "layers-0-max_times": 0, "layers-0-follow_preference": "on",
+        "layers-0-channels-TOTAL_FORMS": 1, "layers-0-channels-INITIAL_FORMS": 1, "layers-0-channels-MIN_NUM_FORMS": 0,
+        "layers-0-channels-MAX_NUM_FORMS": 1000, "layers-0-channels-0-id": use.pk, "layers-0-channels-0-layer": layer.pk,
+        "layers-0-channels-0-channel": use.channel_id,
+    } | changes  # fmt: skip
+
+
+def test_a_rule_its_layers_and_groups_are_saved_on_one_page_with_a_new_version_and_a_history(house: House):
+    client = house.client("manager")
+    rule = Workspace.objects.get(team=house.own).escalationrules.get()
+    version = rule.version
+    group = Channel.objects.get(team=None, kind="sandbox_group")
+    answer = client.post(
+        page(EscalationRule, "change", rule.pk),
+        rule_data(
+            rule,
+            filters='[[{"key": "severity", "oper": "IN", "vals": ["Critical"]}]]',
+            **{
+                "layers-TOTAL_FORMS": 2,
+                "layers-0-escalate_window": 5,
+                "layers-0-channels-0-events": ["closed"],
+                "layers-1-idx": "",
+                "layers-1-rule": rule.pk,
+                "layers-1-members": [house.people["member"].pk],
+                "layers-1-escalate_window": 7,
+                "layers-1-notify_step": "0.5",
+                "layers-1-max_times": 6,
+                "layers-1-follow_preference": "on",
+                "layers-1-emails": "a@example.com\nb@example.com",
+                "layers-1-channels-TOTAL_FORMS": 1,
+                "layers-1-channels-INITIAL_FORMS": 0,
+                "layers-1-channels-MIN_NUM_FORMS": 0,
+                "layers-1-channels-MAX_NUM_FORMS": 1000,
+                "layers-1-channels-0-channel": group.pk,
+                "layers-1-channels-0-mention": "on",
+            },
+        ),
+    )
+    assert answer.status_code == 302, re.findall(r"<li>.*?</li>", answer.content.decode())[:5]
+    rule.refresh_from_db()
+    assert rule.version == version + 1 and rule.filters[0][0]["vals"] == ["Critical"]
+    first, second = rule.layers.order_by("idx")
+    assert (first.idx, second.idx, first.escalate_window, second.escalate_window) == (0, 1, 5, 7)
+    assert first.channels.get().events == ["closed"] and second.channels.get().channel_id == group.pk and second.channels.get().mention
+    assert second.emails == ["a@example.com", "b@example.com"]
+    history = client.get(page(EscalationRule, "history", rule.pk)).content.decode()
+    assert "minutes until the next layer: 30 → 5" in history and "Stranger" not in history
+
+
+def test_layers_change_places_and_a_removed_one_closes_the_gap(house: House):
+    rule = Workspace.objects.get(team=house.own).escalationrules.get()
+    first, data = rule.layers.get(), rule_data(rule)
+    second = Layer.objects.create(rule=rule, idx=1, escalate_window=11)
+    extra = {
+        "layers-TOTAL_FORMS": 2, "layers-INITIAL_FORMS": 2, "layers-0-idx": 1, "layers-1-id": second.pk, "layers-1-rule": rule.pk, "layers-1-idx": 0,
+        "layers-1-escalate_window": 11, "layers-1-notify_step": "10", "layers-1-max_times": 0, "layers-1-follow_preference": "on",
+        "layers-1-channels-TOTAL_FORMS": 0, "layers-1-channels-INITIAL_FORMS": 0, "layers-1-channels-MIN_NUM_FORMS": 0, "layers-1-channels-MAX_NUM_FORMS": 9,
+    }  # fmt: skip
+    client = house.client("manager")
+    assert client.post(page(EscalationRule, "change", rule.pk), data | extra).status_code == 302
+    assert list(rule.layers.order_by("idx").values_list("pk", flat=True)) == [second.pk, first.pk]
+    assert client.post(page(EscalationRule, "change", rule.pk), data | extra | {"layers-1-DELETE": "on"}).status_code == 302
+    assert list(rule.layers.values_list("pk", "idx")) == [(first.pk, 0)]
+
+
+@pytest.mark.parametrize(
+    "field, value, says",
+    [
+        ("filters", '[[{"key": "severity", "oper": "IN", "vals": ["/[/"]}]]', "filters[0][0].vals[0]"),
+        ("filters", "{not json", "JSON"),
+        ("time_filters", '[{"start": "9", "end": "18:00"}]', "time_filters[0].start"),
+    ],
+)
+def test_a_filter_that_cannot_be_used_is_refused_with_its_place(house: House, field: str, value: str, says: str):
+    rule = Workspace.objects.get(team=house.own).escalationrules.get()
+    answer = house.client("manager").post(page(EscalationRule, "change", rule.pk), rule_data(rule, **{field: value}))
+    assert answer.status_code == 200 and says in answer.content.decode()
+    assert EscalationRule.objects.get(pk=rule.pk).version == rule.version
+
+
+def test_an_incident_is_handled_from_its_page(house: House):
+    incident = Incident.objects.get(workspace__team=house.own)
+    client, viewer = house.client("member"), house.client("viewer")
+
+    def press(who: Client, verb: str, **data: Any) -> Any:
+        data = {f"{verb}-{name}": value for name, value in data.items()}
+        answer = who.post(reverse("admin:escalation_incident_do", args=[incident.pk, verb]), data)
+        incident.refresh_from_db()
+        return answer
+
+    assert press(viewer, "acknowledge").status_code == 403 and incident.progress == "Triggered"
+    press(client, "acknowledge")
+    assert incident.progress == "Processing" and incident.responders.get(acknowledged_at__isnull=False).member == house.people["member"]
+    press(client, "unacknowledge")
+    assert incident.progress == "Triggered"
+    press(client, "snooze", minutes=20)
+    assert incident.snoozed_until is not None
+    press(client, "wake")
+    assert incident.snoozed_until is None
+    press(client, "comment", text="looking")
+    press(client, "edit", title="Better words", severity="Warning", description="", impact="", root_cause="", resolution="")
+    assert (incident.title, incident.severity, incident.manual_overrides) == ("Better words", "Warning", ["title", "severity"])
+    press(client, "escalate", layer_idx=0)
+    press(client, "assign", member_ids=[house.people["manager"].pk])
+    assert incident.responders.filter(assigned_at__isnull=False).get().member == house.people["manager"]
+    press(client, "close")
+    assert incident.progress == "Closed"
+    answer = press(client, "reopen", reason="")
+    assert answer.status_code == 422 and incident.progress == "Closed"
+    press(client, "reopen", reason="not yet")
+    assert incident.progress == "Triggered"
+    kinds = list(
+        TimelineEntry.objects.filter(incident=incident, actor=house.people["member"], via="console").values_list("type", flat=True)
+    )
+    assert kinds == [
+        "i_ack",
+        "i_unack",
+        "i_snooze",
+        "i_wake",
+        "i_comm",
+        "i_r_title",
+        "i_r_severity",
+        "i_escalate",
+        "i_assign",
+        "i_rslv",
+        "i_reopen",
+    ]
+    other = Incident.objects.get(workspace__team=house.other)
+    assert client.post(reverse("admin:escalation_incident_do", args=[other.pk, "close"])).status_code == 404
+
+
+def test_an_incident_is_opened_by_hand(house: House):
+    client = house.client("member")
+    space = Workspace.objects.get(team=house.own)
+    data = {"workspace": space.pk, "title": "Smoke in the room", "severity": "Critical", "labels": '{"room": "3"}'}
+    assert client.post(page(Incident, "add"), data).status_code == 302
+    incident = Incident.objects.get(title="Smoke in the room")
+    assert (incident.creator, incident.labels, incident.severity) == (house.people["member"], {"room": "3"}, "Critical")
+    hidden = Workspace.objects.get(team=house.other)
+    assert client.post(page(Incident, "add"), data | {"workspace": hidden.pk, "title": "No"}).status_code == 200
+    assert house.client("viewer").get(page(Incident, "add")).status_code == 403
+
+
+def test_a_test_goes_through_the_outbox_and_its_page_says_what_became_of_it(house: House):
+    client = house.client("manager")
+    for kind, target in (("sandbox_group", ""), ("sandbox_app", f"member:{house.people['manager'].pk}")):
+        channel = Channel.objects.get(team=house.own, kind=kind)
+        answer = client.post(reverse("admin:flashduty_play_test", args=[channel.pk]))
+        delivery = Delivery.objects.filter(channel=channel, notification__event="test").get()
+        assert answer["Location"] == page(Delivery, "change", delivery.pk) and delivery.address.target == target
+        outbox.run_once(db_now())
+        assert "delivered" in client.get(answer["Location"]).content.decode()
+    other = Channel.objects.get(team=house.other, kind="sandbox_group")
+    assert client.post(reverse("admin:flashduty_play_test", args=[other.pk])).status_code == 404
+    mine = Channel.objects.get(team=house.own, kind="sandbox_group")
+    assert house.client("member").post(reverse("admin:flashduty_play_test", args=[mine.pk])).status_code == 403
+
+
+def test_configuration_is_retired_and_never_deleted(house: House):
+    client = house.client("manager")
+    rule = Workspace.objects.get(team=house.own).escalationrules.get()
+    shared = Workspace.objects.get(team=None).escalationrules.get()
+    assert client.post(page(EscalationRule, "delete", rule.pk), {"post": "yes"}).status_code == 403
+    client.post(page(EscalationRule, "changelist"), {"action": "retire", "_selected_action": [rule.pk, shared.pk]})
+    rule.refresh_from_db()
+    shared.refresh_from_db()
+    assert (rule.status, shared.status) == ("deleted", "enabled")
+    assert rule.name not in client.get(page(EscalationRule, "changelist")).content.decode()
+    assert rule.name in client.get(page(EscalationRule, "changelist") + "?status=all").content.decode()
+    assert "Enabled → Deleted" in client.get(page(EscalationRule, "history", rule.pk)).content.decode()
+
+
+def test_deliveries_are_tried_again_and_cancelled_through_the_outbox(house: House):
+    mine = Delivery.objects.get(topic=Incident.objects.get(workspace__team=house.own).pk)
+    shared = Delivery.objects.get(topic=Incident.objects.get(workspace__team=None).pk)
+    client = house.client("manager")
+    client.post(page(Delivery, "changelist"), {"action": "retry", "_selected_action": [mine.pk, shared.pk]})
+    mine.refresh_from_db()
+    shared.refresh_from_db()
+    assert (mine.state, shared.state) == ("queued", "failed")
+    client.post(page(Delivery, "changelist"), {"action": "cancel", "_selected_action": [mine.pk]})
+    mine.refresh_from_db()
+    assert mine.state == "cancelled" and "Manager" in mine.reason
+
+
+def test_only_an_administrator_sets_somebody_elses_password_and_nobody_reads_a_hash(house: House):
+    member = house.people["member"]
+    url = reverse("admin:mapping_member_password", args=[member.pk])
+    assert house.client("manager").get(url).status_code == 403
+    client = house.client("administrator")
+    assert member.password not in client.get(page(Member, "change", member.pk)).content.decode()
+    assert client.post(url, {"password1": "short", "password2": "short"}).status_code == 200
+    assert client.post(url, {"password1": "correct horse battery", "password2": "correct horse battery"}).status_code == 302
+    member.refresh_from_db()
+    assert member.check_password("correct horse battery")
+
+
+def test_a_manager_cannot_make_an_administrator(house: House):
+    member = house.people["member"]
+    data = {
+        "name": "New name",
+        "email": "evil@example.com",
+        "role": "administrator",
+        "time_zone": "UTC",
+        "language": "en",
+        "is_active": "on",
+    }
+    assert house.client("manager").post(page(Member, "change", member.pk), data).status_code == 302
+    member.refresh_from_db()
+    assert (member.name, member.email, member.role) == ("New name", "member@example.com", "member")
+    boss = house.people["administrator"]
+    assert house.client("manager").post(page(Member, "change", boss.pk), data).status_code == 403
+
+
+def test_another_number_was_never_verified(house: House):
+    point = ContactPoint.objects.filter(member__teams=house.own).first()
+    data = {"member": point.member_id, "kind": "phone", "value": "+8613912345678", "position": 0}
+    assert house.client("manager").post(page(ContactPoint, "change", point.pk), data).status_code == 302
+    old = point.value
+    point.refresh_from_db()
+    assert point.value == "+8613912345678" and point.verified_at is None
+    entry = LogEntry.objects.latest("id")
+    assert old not in entry.change_message and "+861****5678" in json.loads(entry.change_message)[0]["changed"]["fields"][0]
+
+
+def test_pages_speak_the_members_language_and_zone(house: House):
+    Member.objects.filter(pk=house.people["member"].pk).update(language="zh-hans", time_zone="Asia/Shanghai")
+    incident = Incident.objects.get(workspace__team=house.own)
+    Incident.objects.filter(pk=incident.pk).update(start_time="2026-03-02T03:00:00Z")
+    answer = house.client("member").get(page(Incident, "change", incident.pk))
+    assert answer["Content-Language"] == "zh-hans" and "2026-03-02 11:00:00" in answer.content.decode()
+    assert "2026-03-02 03:00:00" in house.client("manager").get(page(Incident, "change", incident.pk)).content.decode()

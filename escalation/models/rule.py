@@ -3,6 +3,7 @@
 from django.conf import settings
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from channels_app.models import Channel
@@ -65,7 +66,7 @@ class Layer(models.Model):
         constraints = [models.UniqueConstraint(fields=["rule", "idx"], name="layer_once", deferrable=models.Deferrable.DEFERRED)]
 
     def __str__(self) -> str:
-        return f"{self.idx}"
+        return gettext("layer %(idx)d") % {"idx": self.idx}
 
 
 class LayerChannel(models.Model):
@@ -86,6 +87,9 @@ class LayerChannel(models.Model):
         verbose_name = _("group channel")
         verbose_name_plural = _("group channels")
         constraints = [models.UniqueConstraint(fields=["layer", "channel"], name="layer_channel_once")]
+
+    def __str__(self) -> str:
+        return str(self.channel)
 
 
 class RuleSnapshot(models.Model):

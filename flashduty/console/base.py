@@ -18,6 +18,8 @@ from django.db import models, transaction
 from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.formats import date_format
+from django.utils.html import conditional_escape
+from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from unfold.admin import ModelAdmin, StackedInline, TabularInline
@@ -71,7 +73,8 @@ def visible(model: type[models.Model], member: Any) -> models.QuerySet:
     if issubclass(model, InWorkspace):  # its rule, without a DISTINCT over a table of millions
         return rows.filter(workspace__in=Workspace.objects.visible_to(member).values("pk"))
     if model is Delivery:
-        return rows.filter(models.Q(topic__in=visible(Incident, member).values("pk")) | models.Q(member=member))
+        tests = models.Q(notification__event="test", channel__in=visible(Channel, member).values("pk"))
+        return rows.filter(models.Q(topic__in=visible(Incident, member).values("pk")) | models.Q(member=member) | tests)
     if hasattr(rows, "visible_to"):
         return rows.filter(pk__in=rows.visible_to(member).values("pk"))
     return rows.none()
@@ -126,11 +129,20 @@ def offered(field: models.Field, member: Any) -> models.QuerySet:
 # ---- forms ---------------------------------------------------------------------------------------------------------------------------
 
 
+ROWS = {"description": 2, "ca_bundle": 4}  # lines of text that such a field usually has
+
+
 class VisibleForm(forms.ModelForm):
     """A form whose relations keep what is chosen already, although it was retired since or belongs to somebody else."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        for name, field in self.fields.items():
+            field.label = capfirst(field.label) if field.label else field.label
+            # The admin prints help as HTML, and ours is text: `On-call <oncall@example.com>` would lose its address.
+            field.help_text = conditional_escape(field.help_text)
+            if name in ROWS:
+                field.widget.attrs["rows"] = ROWS[name]
         if self.instance.pk is None:
             return
         for name, field in self.fields.items():
@@ -221,6 +233,8 @@ def describe(obj: models.Model, prefix: str = "") -> Shown:
     for field in obj._meta.concrete_fields:
         if field.primary_key or not field.editable or field.name in ("password", "version"):
             continue
+        if prefix and field.name in ("rule", "layer", "table", "template_set", "idx"):
+            continue  # the prefix says it
         value = field.value_from_object(obj)
         if isinstance(field, EncryptedJSONField | EncryptedTextField):
             shown = _("(secret)") if value else "-"
@@ -254,7 +268,7 @@ def differences(before: Shown, after: Shown) -> list[str]:
     lines = []
     for label in [*after, *(label for label in before if label not in after)]:
         old, new = before.get(label, nothing), after.get(label, nothing)
-        if old[0] != new[0]:
+        if old[0] != new[0] and (old[1], new[1]) != ("-", "-"):
             changed = _("changed") if old[1] == new[1] else f"{old[1]} → {new[1]}"
             lines.append(f"{label}: {changed}")
     return lines
@@ -298,7 +312,7 @@ class VisibleAdmin(ModelAdmin):
     managers_add: ClassVar[bool] = True
     lookups: ClassVar[tuple[str, ...]] = ()  # further names that an address may filter by, from links between pages
     list_filter_submit = False
-    compressed_fields = True
+    compressed_fields = False
     warn_unsaved_form = True
     list_per_page = 50
     actions = ["retire"]
@@ -403,6 +417,12 @@ class VisibleAdmin(ModelAdmin):
         lines = differences(before, self.story_of(self.model._default_manager.get(pk=form.instance.pk)))
         return [{"changed": {"fields": lines}}] if lines else []
 
+    def history_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> Any:
+        answer = super().history_view(request, object_id, extra_context)
+        for entry in (getattr(answer, "context_data", None) and answer.context_data["action_list"]) or ():
+            entry.lines = _lines(entry)
+        return answer
+
     @admin.action(description=gettext_lazy("Retire"), permissions=["change"])
     def retire(self, request: HttpRequest, queryset: models.QuerySet) -> None:
         """Takes configuration out of use; history goes on pointing to it."""
@@ -499,6 +519,17 @@ def _read_once(field: Any, request: HttpRequest, db_field: Any, searched: Iterab
         known[db_field] = list(field.choices)
     field.choices = known[db_field]
     return field
+
+
+def _lines(entry: LogEntry) -> list[str]:
+    """What one entry of the history says, a line for each thing that changed."""
+    try:
+        said = json.loads(entry.change_message)
+        if len(said) == 1 and isinstance(said[0]["changed"]["fields"], list) and "name" not in said[0]["changed"]:
+            return said[0]["changed"]["fields"]
+    except (ValueError, KeyError, TypeError):
+        pass
+    return [entry.get_change_message()]
 
 
 def deny_unless(condition: bool) -> None:

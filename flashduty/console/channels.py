@@ -1,5 +1,6 @@
 """Console pages of how it travels: channels by group with a form made from their transport, "send a test", and what became of each message."""
 
+from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from django import forms
@@ -12,14 +13,14 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
+from django.utils import timezone
+from django.utils.html import format_html
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_POST
 from unfold.decorators import display
 from unfold.widgets import (
-    BASE_INPUT_CLASSES,
-    INPUT_CLASSES,
-    TEXTAREA_CLASSES,
+    UnfoldAdminEmailInputWidget,
     UnfoldAdminIntegerFieldWidget,
     UnfoldAdminPasswordWidget,
     UnfoldAdminSelectWidget,
@@ -131,6 +132,7 @@ class ChannelForm(VisibleForm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.instance.kind = self.instance.kind or self.style.kind
         stored = self.instance.settings if self.instance.pk else {}
         if "proxy" in self.fields:
             self.fields["proxy"].widget = SecretText(bool(self.instance.proxy))
@@ -196,12 +198,13 @@ class ChannelForm(VisibleForm):
         return data
 
 
-_WIDGETS: list[tuple[type[forms.Widget], type[forms.Widget], list[str]]] = [
-    (forms.Textarea, UnfoldAdminTextareaWidget, TEXTAREA_CLASSES),
-    (forms.Select, UnfoldAdminSelectWidget, []),
-    (forms.CheckboxInput, UnfoldBooleanSwitchWidget, []),
-    (forms.NumberInput, UnfoldAdminIntegerFieldWidget, BASE_INPUT_CLASSES),
-    (forms.TextInput, UnfoldAdminTextInputWidget, INPUT_CLASSES),
+_WIDGETS: list[tuple[type[forms.Widget], type[forms.Widget]]] = [
+    (forms.Textarea, UnfoldAdminTextareaWidget),
+    (forms.Select, UnfoldAdminSelectWidget),
+    (forms.CheckboxInput, UnfoldBooleanSwitchWidget),
+    (forms.NumberInput, UnfoldAdminIntegerFieldWidget),
+    (forms.EmailInput, UnfoldAdminEmailInputWidget),
+    (forms.TextInput, UnfoldAdminTextInputWidget),
 ]
 
 
@@ -211,7 +214,7 @@ def channel_form(kind: str) -> type[ChannelForm]:
     fields: dict[str, Any] = {"style": style}
     for name, original in style.Settings().fields.items():
         field = original
-        for plain, ours, _classes in _WIDGETS:
+        for plain, ours in _WIDGETS:
             if isinstance(field.widget, plain):
                 choices = getattr(field.widget, "choices", None)
                 field.widget = ours(attrs=field.widget.attrs)
@@ -237,7 +240,7 @@ class ChannelAdmin(VisibleAdmin):
     list_select_related = ("team", "health")
     list_filter = (StatusFilter, "kind", ("team", VisibleRelatedFilter))
     search_fields = ("name",)
-    readonly_fields = ("shown_kind", "shown_settings", "health_state", "last_success", "callback_url")
+    readonly_fields = ("shown_kind", "shown_settings", "health_words", "last_success", "callback_url")
     change_form_template = "admin/channels_app/channel/change_form.html"
 
     def get_queryset(self, request: HttpRequest) -> models.QuerySet:
@@ -279,7 +282,7 @@ class ChannelAdmin(VisibleAdmin):
         sets.append((gettext_lazy("Limits and network"), {"fields": network}))
         if obj is not None:
             callback = ["callback_url"] if hasattr(style, "receive") else []
-            sets.append((gettext_lazy("State"), {"fields": ["health_state", "last_success", *callback]}))
+            sets.append((gettext_lazy("State"), {"fields": ["health_words", "last_success", *callback]}))
         return sets
 
     def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
@@ -300,11 +303,6 @@ class ChannelAdmin(VisibleAdmin):
             "title": _("Which kind of channel?"), "opts": self.opts, "kinds": [(kind, transport.get(kind).label) for kind in known],
         }  # fmt: skip
         return TemplateResponse(request, "admin/channels_app/channel/kinds.html", context)
-
-    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
-        if not change:
-            obj.kind = self._kind(request, None)
-        super().save_model(request, obj, form, change)
 
     def render_change_form(self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         obj = kwargs.get("obj")
@@ -355,6 +353,10 @@ class ChannelAdmin(VisibleAdmin):
         if health.failures:
             return "bad", _("failed %(count)d times in a row: %(error)s") % {"count": health.failures, "error": health.last_error}
         return "good", _("works")
+
+    @display(description=gettext_lazy("works"))
+    def health_words(self, channel: Channel) -> str:
+        return self.health_state(channel)[1]
 
     @display(description=gettext_lazy("last success"))
     def last_success(self, channel: Channel) -> Any:
@@ -438,13 +440,13 @@ class DeliveryAdmin(MachineAdmin):
     ordering = ("-id",)
     actions: ClassVar[list[str]] = ["retry", "cancel"]
     readonly_fields = (
-        "shown_state", "reason", "event", "incident", "who", "channel_name", "shown_target", "is_page", "survives_ack", "created_at",
+        "state_words", "reason", "event", "incident", "who", "channel_name", "shown_target", "is_page", "survives_ack", "created_at",
         "not_before", "deadline_at", "give_up_at", "fallback_at", "fallback_of", "bundled_by", "attempts", "tries", "possible_repeat",
-        "first_request_at", "sent_at", "delivered_at", "answered_at", "ended_at", "message_id", "uid", "subject", "text", "attempt_log",
+        "first_request_at", "sent_at", "delivered_at", "answered_at", "ended_at", "message_id", "uid", "subject", "shown_text", "attempt_log",
     )  # fmt: skip
     fieldsets = (
-        (None, {"fields": (("shown_state", "reason"), ("event", "incident"), ("who", "channel_name", "shown_target"))}),
-        (gettext_lazy("The message as sent"), {"fields": ("subject", "text")}),
+        (None, {"fields": (("state_words", "reason"), ("event", "incident"), ("who", "channel_name", "shown_target"))}),
+        (gettext_lazy("The message as sent"), {"fields": ("subject", "shown_text")}),
         (gettext_lazy("Attempts"), {"fields": ("attempt_log", ("attempts", "tries", "possible_repeat"), ("message_id", "uid"))}),
         (
             gettext_lazy("Times"),
@@ -470,6 +472,14 @@ class DeliveryAdmin(MachineAdmin):
     @display(description=gettext_lazy("state"), ordering="state", label=STATE_COLOURS)
     def shown_state(self, row: Delivery) -> tuple[str, str]:
         return row.state, row.get_state_display()
+
+    @display(description=gettext_lazy("state"))
+    def state_words(self, row: Delivery) -> str:
+        return row.get_state_display()
+
+    @display(description=gettext_lazy("text"))
+    def shown_text(self, row: Delivery) -> str:
+        return format_html('<span style="white-space: pre-wrap">{}</span>', row.text or "-")
 
     @display(description=gettext_lazy("event"))
     def event(self, row: Delivery) -> str:
@@ -499,9 +509,13 @@ class DeliveryAdmin(MachineAdmin):
     def took(self, row: Delivery) -> str:
         return f"{(row.sent_at - row.created_at).total_seconds():.1f} s" if row.sent_at else "-"
 
-    @display(description=gettext_lazy("attempts"))
+    @display(description=gettext_lazy("one line an attempt"))
     def attempt_log(self, row: Delivery) -> str:
-        return "\n".join(" · ".join(str(part) for part in (line if isinstance(line, list) else [line])) for line in row.log) or "-"
+        lines = []
+        for number, started, seconds, result, text in row.log:
+            at = timezone.localtime(datetime.fromtimestamp(started, UTC)).strftime("%H:%M:%S")
+            lines.append(" · ".join(filter(None, [str(number), at, f"{seconds:.3f} s", str(result), str(text)])))
+        return format_html('<span style="white-space: pre-wrap">{}</span>', "\n".join(lines) or "-")
 
     def render_change_form(self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         obj = kwargs.get("obj")

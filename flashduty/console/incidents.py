@@ -26,7 +26,7 @@ from escalation import explain, lifecycle
 from escalation.ids import hex_id
 from escalation.models import Alert, Event, Incident, Run, TimelineEntry, Workspace
 from escalation.models.workspace import SEVERITIES
-from flashduty.console.base import JsonField, MachineAdmin, VisibleRelatedFilter, deny_unless, may, visible
+from flashduty.console.base import JsonField, MachineAdmin, VisibleRelatedFilter, asking, deny_unless, may, visible
 from mapping.clock import db_now
 from mapping.models import Member
 from mapping.visibility import Role
@@ -383,6 +383,14 @@ class RunAdmin(MachineAdmin):
         return _("%(name)s, version %(version)s") % {"name": run.snapshot.body.get("name", "-"), "version": run.snapshot.version}
 
 
+def _names() -> dict[tuple[str, Any], str]:
+    """Names of members for sentences, read once a request."""
+    request = asking()
+    if "_console_names" not in request.__dict__:
+        request.__dict__["_console_names"] = {("member", pk): name for pk, name in Member.objects.values_list("pk", "name")}
+    return request.__dict__["_console_names"]
+
+
 @admin.register(TimelineEntry)
 class TimelineAdmin(MachineAdmin):
     list_display = ("id", "created_at", "incident", "type", "said", "actor", "via", "handled_at")
@@ -395,7 +403,7 @@ class TimelineAdmin(MachineAdmin):
 
     @display(description=gettext_lazy("in words"))
     def said(self, row: TimelineEntry) -> str:
-        return explain.sentence(row)
+        return explain.sentence(row, _names())
 
     @display(description=gettext_lazy("detail"))
     def detail_json(self, row: TimelineEntry) -> str:

@@ -8,8 +8,10 @@ from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.translation import gettext_lazy as _
 
-from channels_app.models import Address, Delivery, Notification, Preference
+from channels_app.models import Address, ChannelHealth, Delivery, Notification, Preference
 from escalation.models import Alert, EscalationRule, Event, Incident, Integration, RuleSnapshot, Run, TimelineEntry, Workspace
+from flashduty.console.base import visible
+from flashduty.console.channels import page_of
 from flashduty.models import Classic, Hook, ImApp, ImBot, Play
 from mapping.models import ApiKey, ContactPoint, Device, Installation, MappingTable, Member, Team, Throttle
 from templates_app.models import Template, TemplateSet
@@ -54,3 +56,16 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
         if items:
             groups.append({"title": title, "separator": True, "collapsible": closed, "items": items})
     return groups
+
+
+def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
+    """What the first page shows: the alarm, channels that fail and incidents that are open, as far as the person may see them."""
+    user: Any = request.user
+    failing = (
+        visible(ChannelHealth, user).filter(failures__gt=0, channel__status="enabled").select_related("channel").order_by("-last_error_at")
+    )
+    context["failing"] = [{"name": row.channel.name, "error": row.last_error, "link": page_of(row.channel)} for row in failing[:10]]
+    open_ones = visible(Incident, user).exclude(progress=Incident.Progress.CLOSED).select_related("workspace").order_by("-id")
+    context["incidents"] = open_ones[:15]
+    context["alarm"] = Installation.get().alarm if user.is_administrator else ""
+    return context

@@ -19,7 +19,13 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.debug import sensitive_post_parameters
 from unfold.decorators import display
-from unfold.widgets import UnfoldAdminPasswordWidget, UnfoldAdminSelectWidget, UnfoldAdminSplitDateTimeWidget, UnfoldAdminTextInputWidget
+from unfold.widgets import (
+    UnfoldAdminPasswordWidget,
+    UnfoldAdminSelectWidget,
+    UnfoldAdminSplitDateTimeWidget,
+    UnfoldAdminTextInputWidget,
+    UnfoldBooleanSwitchWidget,
+)
 
 from channels_app.models import Preference
 from flashduty.console.base import (
@@ -243,7 +249,7 @@ class DeviceAdmin(VisibleAdmin):
 
 class KeyForm(forms.Form):
     name = forms.CharField(label=gettext_lazy("name"), max_length=100, widget=UnfoldAdminTextInputWidget())
-    read_only = forms.BooleanField(label=gettext_lazy("read only"), required=False)
+    read_only = forms.BooleanField(label=gettext_lazy("read only"), required=False, widget=UnfoldBooleanSwitchWidget())
     expires_at = forms.SplitDateTimeField(
         label=gettext_lazy("expires"), required=False, widget=UnfoldAdminSplitDateTimeWidget(), help_text=gettext_lazy("Empty: never.")
     )
@@ -287,7 +293,7 @@ class ApiKeyAdmin(VisibleAdmin):
         if form.is_valid():
             try:
                 with transaction.atomic():
-                    key, secret = ApiKey.issue(request.user, **form.cleaned_data)
+                    key, secret = ApiKey.issue(Member.objects.get(pk=request.user.pk), **form.cleaned_data)
                     self.log_addition(request, key, [{"added": {}}])
             except forms.ValidationError as error:
                 form.add_error(None, error)

@@ -19,7 +19,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_POST
 from unfold.decorators import display
-from unfold.widgets import UnfoldAdminSelectWidget
+from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminSelectWidget
 
 from channels_app import transport
 from channels_app.addresses import kinds_for_people
@@ -119,6 +119,7 @@ class WorkspaceAdmin(VisibleAdmin):
     def formfield_for_manytomany(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
         if db_field.name == "catch_all_channels":
             kwargs["queryset"] = offered(db_field, request.user).filter(kind__in=group_kinds())
+            kwargs["widget"] = UnfoldAdminCheckboxSelectMultipleWidget()
         return super().formfield_for_manytomany(db_field, request, **kwargs)
 
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
@@ -177,7 +178,8 @@ class IntegrationAdmin(VisibleAdmin):
         return format_html(
             '<div class="flex items-center gap-2"><code id="push-url" class="break-all">{}</code> <button type="button" '
             'class="border border-base-200 rounded-default px-3 py-2 cursor-pointer dark:border-base-700" '
-            "onclick=\"navigator.clipboard.writeText(document.getElementById('push-url').textContent); this.textContent = this.dataset.done\" "
+            "onclick=\"const url = document.getElementById('push-url'); getSelection().selectAllChildren(url); "
+            'if (navigator.clipboard) navigator.clipboard.writeText(url.textContent).then(() => this.textContent = this.dataset.done)" '
             'data-done="{}">{}</button></div>',
             url,
             _("Copied"),
@@ -232,7 +234,12 @@ class LayerForm(VisibleForm):
     emails = LinesField(
         label=gettext_lazy("e-mail addresses"), help_text=gettext_lazy("One a line. They are told by e-mail and need no account.")
     )
-    critical = ChoicesField(label=gettext_lazy("for Critical"), choices=person_choices, required=False)
+    critical = ChoicesField(
+        label=gettext_lazy("for Critical"),
+        choices=person_choices,
+        required=False,
+        help_text=gettext_lazy("Used where each person's own preference is off."),
+    )
     warning = ChoicesField(label=gettext_lazy("for Warning"), choices=person_choices, required=False)
     info = ChoicesField(label=gettext_lazy("for Info"), choices=person_choices, required=False)
 
@@ -272,7 +279,7 @@ class LayerFormSet(VisibleStacked.formset):
         super().clean()
         for place, form in enumerate(self.forms):
             given = form.cleaned_data.get("idx") if hasattr(form, "cleaned_data") else None
-            form.instance.idx = given if given is not None and form in self.initial_forms else 1000 + place
+            form.instance.idx = given if given is not None else 1000 + place
 
 
 class LayerInline(VisibleStacked):
@@ -280,6 +287,8 @@ class LayerInline(VisibleStacked):
     form = LayerForm
     formset = LayerFormSet
     inlines = (LayerChannelInline,)
+    ordering_field = "idx"
+    hide_ordering_field = True
     autocomplete_fields = ("members", "teams")
     fieldsets = (
         (
