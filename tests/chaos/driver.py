@@ -2,12 +2,15 @@
 
 import argparse
 import itertools
+import os
 import random
 import re
 import secrets
+import signal
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -15,15 +18,17 @@ from pathlib import Path
 from . import verdict as judging
 from .ledger import Ledger
 from .load import Load, why_not
-from .product import KINDS, NOT_OURS, Product
+from .product import KINDS, NOT_OURS, SLOTS, Product
 from .verdict import Kill, Verdict
 
 RECOVERY = 2.0  # seconds until the next page after a kill of a process of ours
 PATIENCE = 40.0  # after so long without becoming whole the product is taken for dead: a finding, and a fresh start
-SETTLE = 60.0  # what was accepted has so long to arrive after the last kill
+SETTLE, LONGEST_SETTLE = 60.0, 300.0  # after the last kill we wait until everything arrived, or nothing did for a minute
 UNDISTURBED = 8.0  # seconds before the first kill: sites list themselves, and this is what a silence is compared with
 SITE_WAIT = 5.0  # a site that nobody passes within so long is not visited this time
-IN_RECOVERY = 0.15  # share of kills after which the next one does not wait for the recovery
+# After some kills the next one waits only until a page arrives (the old tree may still wind down), after some not even for that.
+AT_ONCE, AT_THE_NEXT_PAGE = 0.15, 0.30
+CALM = RECOVERY / 4  # undisturbed silences longer than this say that the machine is too busy to judge a recovery
 ALARMS = re.compile(r"Traceback|deadlock detected|PANIC:|IntegrityError|nothing handed out")
 
 
@@ -43,9 +48,13 @@ class Driver:
         self.settled = True
         self.told = 0.0
         self.unaccepted = 0
+        self.living = True
+        self.own_kills: list[Kill] = []  # the supervisor ends what it takes for dead: that is a kill too, though not one of ours
+        self.load_before = os.getloadavg()[0] / (os.cpu_count() or 1)
 
     def main(self) -> int:
         """0 when nothing was lost or repeated without a label and everything recovered."""
+        threading.Thread(target=self._read_log, daemon=True).start()
         begun = time.monotonic()
         load: Load | None = None
         try:
@@ -82,6 +91,7 @@ class Driver:
             print(f"FAILED: {error}", file=sys.stderr)
             return 1
         finally:
+            self.living = False
             if load is not None:
                 load.close()
             if self.options.keep:
@@ -90,6 +100,22 @@ class Driver:
             else:
                 self.product.remove()
             self.ledger.close()
+
+    def _read_log(self) -> None:
+        """The instants at which the supervisor says that it ends a resident which fell silent."""
+        position = 0
+        while self.living:
+            time.sleep(0.1)
+            if not self.product.log.exists():
+                continue
+            with open(self.product.log, "rb") as file:
+                file.seek(position)
+                new = file.read()
+            new = new[: new.rfind(b"\n") + 1]
+            position += len(new)
+            self.own_kills += [
+                Kill(time.monotonic() - 0.2, "the supervisor's own", alone=False) for _ in range(new.count(b"has been silent for"))
+            ]
 
     # ---- one kill
 
@@ -108,15 +134,17 @@ class Driver:
         kill = self._at_site(name) if use_site else self._from_outside(name)
         if kill is None:
             self.misses[name] += 1
+            time.sleep(0.1)
             return
         kill.alone = self.settled
         self.visits[name] += 1
         self.kills.append(kill)
-        if self.random.random() < IN_RECOVERY and kill.kind != "machine":
+        patience = self.random.random()
+        if patience < AT_ONCE:
             kill.alone = self.settled = False
             time.sleep(self.random.uniform(0.02, 0.8))
         else:
-            self._recover()
+            self._recover(whole=patience >= AT_ONCE + AT_THE_NEXT_PAGE)
             time.sleep(self.random.uniform(0.1, 0.6))
 
     def _at_site(self, site: str) -> Kill | None:
@@ -135,7 +163,8 @@ class Driver:
         pids = self.product.victims(kind, self.random)
         if not pids:
             return None
-        kill = Kill(self.product.kill(pids), kind, ours=kind not in NOT_OURS)
+        number = signal.SIGTERM if kind == "postgres session" else signal.SIGKILL
+        kill = Kill(self.product.kill(pids, number), kind, ours=kind not in NOT_OURS)
         if kind == "machine":
             self.product.kill_everything()
             self._start_again()
@@ -157,14 +186,15 @@ class Driver:
             else:
                 self.misses[site] += 1
 
-    def _recover(self) -> None:
-        """Waits until everything is there once and a page arrived that was sent after that moment's look."""
+    def _recover(self, *, whole: bool = True) -> None:
+        """Waits until a page arrives and every resident works, and if `whole` until every process is there exactly once."""
         begun = time.monotonic()
         arrived = len(self.ledger.arrivals)
         while time.monotonic() - begun < PATIENCE:
-            if self.product.whole() and len(self.ledger.arrivals) > arrived:
-                self.settled = True
-                return
+            if len(self.ledger.arrivals) > arrived and set(self.product.holders()) == set(SLOTS):
+                self.settled = self.product.whole()
+                if self.settled or not whole:
+                    return
             time.sleep(0.05)
         last = self.kills[-1].name if self.kills else "the start"
         here = ", ".join(sorted(process.role for process in self.product.processes()))
@@ -176,10 +206,12 @@ class Driver:
         self.settled = True
 
     def _wait_for_the_rest(self, load: Load) -> None:
-        until = time.monotonic() + SETTLE
-        while time.monotonic() < until:
-            here = {one.title for arrival in list(self.ledger.arrivals) for one in arrival.incidents}
-            if here.issuperset(dict(load.accepted)):
+        begun = time.monotonic()
+        while time.monotonic() - begun < LONGEST_SETTLE:
+            arrivals = list(self.ledger.arrivals)
+            if {one.title for arrival in arrivals for one in arrival.incidents}.issuperset(dict(load.accepted)):
+                break
+            if time.monotonic() - max(begun, arrivals[-1].at if arrivals else 0.0) > SETTLE:
                 break
             time.sleep(0.5)
         time.sleep(1.0)  # a repeat that is on its way is part of the judgement
@@ -201,7 +233,7 @@ class Driver:
             )
 
     def _with_ends(self) -> list[Kill]:
-        kills = sorted(self.kills, key=lambda kill: kill.at)
+        kills = sorted([*self.kills, *self.own_kills], key=lambda kill: kill.at)
         for kill, following in itertools.pairwise(kills):
             kill.until = following.at
         if kills:
@@ -212,12 +244,14 @@ class Driver:
         arrivals = list(self.ledger.arrivals)
         waits: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
         repeats: defaultdict[str, list[int]] = defaultdict(list)
+        nexts: list[float] = []
         ours: list[float] = []
         for index, kill in enumerate(kills):
             repeats[kill.name].append(verdict.repeats.get(index, 0))
             if kill.alone and kill.until > kill.at:
                 waits[kill.name].append(judging.silences(arrivals, kill.at, kill.until))
                 if kill.ours:
+                    nexts.append(waits[kill.name][-1][0])
                     ours.append(waits[kill.name][-1][1])
         print(
             "\n     what was killed                                                          visits missed | next page  longest silence (s) | repeats"
@@ -239,13 +273,15 @@ class Driver:
         distinct = len({kill.name for kill in kills if kill.kind == "site"})
         late = [wait for wait in ours if wait >= RECOVERY]
         share = 1 - len(late) / len(ours) if ours else 1.0
+        prompt = sum(first < RECOVERY for first in nexts) / len(nexts) if nexts else 1.0
         delays = verdict.delays
         print(
             f"""
-{len(kills)} kills in {lasted:.0f} s: {sites} at {distinct} of {len(self.product_sites())} sites, {len(kills) - sites} of {len({k.kind for k in kills if k.kind != "site"})} kinds from outside
+{len(self.kills)} kills in {lasted:.0f} s: {sites} at {distinct} of {len(self.product_sites())} sites, {len(self.kills) - sites} of {len({k.kind for k in self.kills if k.kind != "site"})} kinds from outside; {len(self.own_kills)} by the supervisor, for silence
 {len(load.accepted)} accepted ({load.retries} sends tried again, {self.unaccepted} never accepted), {verdict.paged} paged, {len(arrivals)} messages, {self.ledger.torn} torn
-lost: {len(verdict.lost)}   unlabelled repeats: {len(verdict.unlabelled)}   labelled repeats: {verdict.labelled}   not paged and explained: {len(verdict.explained)}   other wrongs: {len(verdict.wrong)}
-longest silence after a kill of a process of ours (alone, {len(ours)} kills): median {statistics.median(ours) if ours else 0:.2f} s, max {max(ours, default=0):.2f} s, under {RECOVERY:g} s in {share:.1%}; undisturbed {calm:.2f} s
+lost: {len(verdict.lost)}   unlabelled repeats: {len(verdict.unlabelled)}   labelled repeats: {verdict.labelled}   not paged and explained: {len(verdict.explained)}   other wrongs: {len(verdict.wrong)}   after an acknowledgement: {len(verdict.after_ack)}
+next page after a kill of a process of ours (alone, {len(ours)} kills): median {statistics.median(nexts) if nexts else 0:.2f} s, max {max(nexts, default=0):.2f} s, under {RECOVERY:g} s in {prompt:.1%}
+longest silence after it: median {statistics.median(ours) if ours else 0:.2f} s, max {max(ours, default=0):.2f} s, under {RECOVERY:g} s in {share:.1%}; undisturbed {calm:.2f} s
 accepted -> paged: median {delays[len(delays) // 2] * 1000 if delays else 0:.0f} ms, p99 {delays[int(len(delays) * 0.99)] * 1000 if delays else 0:.0f} ms, max {delays[-1] if delays else 0:.2f} s"""
         )
         problems: list[str] = []
@@ -258,21 +294,32 @@ accepted -> paged: median {delays[len(delays) // 2] * 1000 if delays else 0:.0f}
         problems += self.slow_stop
         if self.unaccepted:
             problems.append(f"{self.unaccepted} alerts were not accepted within 30 s of the last kill")
-        if not kills or not load.accepted:
+        if not self.kills or not load.accepted:
             problems.append("nothing was killed, or nothing accepted: this proves nothing")
-        if len(kills) < self.options.kills // 2:
-            problems.append(f"only {len(kills)} of {self.options.kills} kills in the time that was given")
+        if len(self.kills) < self.options.kills // 2:
+            problems.append(f"only {len(self.kills)} of {self.options.kills} kills in the time that was given")
+        slow = [f"after its acknowledgement: {text}" for text in verdict.after_ack]
+        if self.own_kills:
+            slow.append(f"{len(self.own_kills)} residents were ended for their silence")
         # A shared machine has its own hiccups: one kill in fifty may be slower than the goal before the run fails.
         if len(late) > max(1, len(ours) // 50):
-            problems.append(f"{len(late)} of {len(ours)} kills of our own processes were followed by {RECOVERY:g} s or more without a page")
+            slow.append(f"{len(late)} of {len(ours)} kills of our own processes were followed by {RECOVERY:g} s or more without a page")
         notes = [f"explained: {key}: {reason}" for key, reason in verdict.explained.items()]
+        if calm > CALM or self.load_before > 1:
+            print(
+                f"TIMES NOT JUDGED: the machine is too busy: a load of {self.load_before:.1f} a core before we began, "
+                f"{calm:.2f} s without a page where nothing was killed"
+            )
+            notes += slow
+        else:
+            problems += slow
         notes += [f"repeat where none was expected: {text}" for text in verdict.unexpected]
         alarms: defaultdict[str, int] = defaultdict(int)
         for line in self.product.log.read_text(errors="replace").splitlines():
             if found := ALARMS.search(line):
                 alarms[found[0]] += 1
         notes += [f"in the product's log: {word}: {count} times" for word, count in alarms.items()]
-        for line in notes[:40] + [f"FAILED {problem}" for problem in problems[:40]]:
+        for line in [*_few(notes), *(f"FAILED {problem}" for problem in _few(problems))]:
             print(line)
         if problems:
             kept = Path(tempfile.gettempdir()) / f"flashduty-chaos-{self.run}.log"
@@ -282,3 +329,14 @@ accepted -> paged: median {delays[len(delays) // 2] * 1000 if delays else 0:.0f}
 
     def product_sites(self) -> set[str]:
         return {site for site in self.product.sites() if self.options.only in site}
+
+
+def _few(lines: list[str], most: int = 8) -> list[str]:
+    """At most so many of each sort (what stands before the first colon), and how many more there are."""
+    sorts: defaultdict[str, list[str]] = defaultdict(list)
+    for line in lines:
+        sorts[line.partition(":")[0]].append(line)
+    few = []
+    for sort, theirs in sorts.items():
+        few += theirs[:most] + ([f"{sort}: {len(theirs) - most} more"] if len(theirs) > most else [])
+    return few

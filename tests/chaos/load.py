@@ -110,7 +110,7 @@ class Load:
                     status, said = client.post(self.push_path, body)
                 except Unanswered:
                     self.retries += 1
-                    time.sleep(0.05)
+                    time.sleep(0.1)
                     continue
                 if status == 200 and said.get("data", {}).get("alert_key") == key:
                     self.accepted[key] = time.monotonic()

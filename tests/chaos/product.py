@@ -19,12 +19,13 @@ from flashduty import postgres
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SLOTS = ("intake", "engine", "drain-0")
-# What each kind of kill ends. "machine" is a machine that lost its power: everything at once, and the driver starts it again.
+# What each kind of kill ends. "postgres session" ends politely (SIGTERM) and alone, as in a failover; a "postgres backend" takes the whole
+# server through its recovery; "machine" is a machine that lost its power: everything at once, and the driver starts it again.
 KINDS = (
     "web parent", "web worker", "whole web", "supervisor", "tree parent", "sentinel", "pusher", "monitor", "busy intake", "busy engine",
-    "busy drain", "idle worker", "whole tree", "supervisor, web and tree", "postgres backend", "postmaster", "machine",
+    "busy drain", "idle worker", "whole tree", "supervisor, web and tree", "postgres session", "postgres backend", "postmaster", "machine",
 )  # fmt: skip
-NOT_OURS = frozenset({"postgres backend", "postmaster", "machine"})
+NOT_OURS = frozenset({"postgres session", "postgres backend", "postmaster", "machine"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,7 @@ class Product:
                 role = {"Sentinel": "sentinel", "pusher": "pusher", "monitor": "monitor", "worker": "worker"}.get(forked_for, "other")
                 role = "tree parent" if pid == session else role
             else:
-                role = "supervisor" if "--child" in words else "run" if "flashduty.run" in words else "other"
+                role = "supervisor" if "--child" in words or "supervis" in words else "run" if "flashduty.run" in words else "other"
             found.append(Process(pid, parent, session, role))
         return found
 
@@ -234,7 +235,7 @@ class Product:
             return tree
         if kind == "supervisor, web and tree":
             return by["supervisor"] + web + tree
-        if kind == "postgres backend":
+        if kind in ("postgres session", "postgres backend"):
             backends = self.postgres_pids(backends=True)
             return [choice.choice(backends)] if backends else []
         if kind == "postmaster":
@@ -242,11 +243,11 @@ class Product:
         assert kind == "machine"
         return by["run"] + by["supervisor"] + web + tree + by["other"] + self.postgres_pids()
 
-    def kill(self, pids: list[int]) -> float:
-        """SIGKILL to each; when the first one was sent."""
+    def kill(self, pids: list[int], number: int = signal.SIGKILL) -> float:
+        """The signal to each; when the first one was sent."""
         at = time.monotonic()
         for pid in pids:
-            _kill(pid)
+            _kill(pid, number)
         return at
 
     # ---- sites
@@ -286,6 +287,6 @@ def _parent(pid: int) -> int:
     return 0
 
 
-def _kill(pid: int) -> None:
+def _kill(pid: int, number: int = signal.SIGKILL) -> None:
     with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)

@@ -70,7 +70,7 @@ CASES: list[tuple[str, Callable[[], Verdict], Callable[[Verdict], bool]]] = [
         lambda v: any("two loops" in text for text in v.unlabelled),
     ),
     ("loops 30 s apart", lambda: _verdict([*GOOD, _arrival(31, 3, event="refire", delivery="a"), _arrival(61, 3, event="refire", delivery="b")], []), lambda v: v.good),
-    ("a page after its acknowledgement", lambda: _verdict([*GOOD, _arrival(31, 3, event="refire")], [], {"incident-3": 5.0}), lambda v: len(v.wrong) == 1),
+    ("a page after its acknowledgement", lambda: _verdict([*GOOD, _arrival(31, 3, event="refire")], [], {"incident-3": 5.0}), lambda v: len(v.after_ack) == 1),
 ]  # fmt: skip
 
 

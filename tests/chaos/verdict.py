@@ -33,7 +33,15 @@ class Kill:
         """Whether it can end a process that has requests out, or the record of them."""
         if self.site:
             return "| work |" in self.site
-        return self.kind in ("busy drain", "whole tree", "supervisor, web and tree", "postgres backend", "postmaster", "machine")
+        return self.kind in (
+            "busy drain",
+            "the supervisor's own",
+            "whole tree",
+            "supervisor, web and tree",
+            "postgres backend",
+            "postmaster",
+            "machine",
+        )
 
 
 @dataclass(slots=True)
@@ -41,7 +49,8 @@ class Verdict:
     lost: list[str] = field(default_factory=list)
     explained: dict[str, str] = field(default_factory=dict)  # not paged, and the timeline says why
     unlabelled: list[str] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)  # labels without a reason, more repeats than kills, pages after an acknowledgement
+    wrong: list[str] = field(default_factory=list)  # labels without a reason, more repeats than kills
+    after_ack: list[str] = field(default_factory=list)  # pages that came well after the acknowledgement was answered
     labelled: int = 0
     repeats: dict[int, int] = field(default_factory=dict)  # index of the kill -> repeats it caused at the one address
     unexpected: list[str] = field(default_factory=list)  # labelled repeats after a kill that should not cause any
@@ -50,7 +59,7 @@ class Verdict:
 
     @property
     def good(self) -> bool:
-        return not (self.lost or self.unlabelled or self.wrong)
+        return not (self.lost or self.unlabelled or self.wrong or self.after_ack)
 
 
 def judge(
@@ -65,7 +74,7 @@ def judge(
     for arrival in arrivals:
         for one in arrival.incidents:
             if one.event in PAGES and arrival.at > acknowledged.get(one.id, float("inf")) + AFTER_ACK:
-                verdict.wrong.append(
+                verdict.after_ack.append(
                     f"{one.event} for {one.title} came {arrival.at - acknowledged[one.id]:.1f} s after its acknowledgement was answered"
                 )
     return verdict
