@@ -41,7 +41,7 @@ LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 LITTER = 3600.0  # seconds
 BATCH = 256  # most messages in one claim
 # With so many in flight we claim at most once in so many seconds: a claim for each sender that becomes free would be most of the work.
-CROWD, PACE = 16, 0.010
+CROWD, PACE = 16, 0.015
 # A record is held back so long for others that end with it: a transaction for each of them would be most of the work.
 GATHER = 0.003
 
@@ -208,7 +208,7 @@ class Drain:
     def _record(self) -> None:
         try:
             for first in iter(self.results.get, None):
-                time.sleep(GATHER)
+                time.sleep(PACE if self.sending >= CROWD else GATHER)
                 batch = [first]
                 with contextlib.suppress(queue.Empty):
                     for _turn in range(BATCH):
