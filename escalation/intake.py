@@ -88,7 +88,7 @@ def _insert(statement: str, params: list[Any]) -> None:
     One that breaks in mid-statement may have written the event; writing it again makes a duplicate, which intake discards by its key.
     """
     # Otherwise Django asks the server whether it is there before each request's first statement: a fifth of what an accept costs.
-    connection.health_check_done = True
+    connection.health_check_done = True  # type: ignore[attr-defined]
     for delay in (*_RECONNECT_AFTER, None):
         try:
             with connection.cursor() as cursor:
@@ -531,15 +531,31 @@ def _load(due: list[_Due], this: _Pass) -> _Batch:
             more, more_locked = _lock(cursor, moved)
             incidents |= more
             locked |= more_locked
-    for row in rows:
-        if row[1] in locked:
-            batch.locked.add((row[2], row[4]))
-        elif incident := incidents.get(row[1]):
-            batch.open[row[2], row[4]] = _Alert(
-                row[0], incident, *row[2:9], *(json.loads(text) for text in row[9:12]), None, None, row[12], True, row[13]
-            )
+    for (
+        pk,
+        incident_id,
+        integration_id,
+        workspace_id,
+        key,
+        title,
+        description,
+        severity,
+        status,
+        labels,
+        images,
+        links,
+        end,
+        events,
+    ) in rows:
+        if incident_id in locked:
+            batch.locked.add((integration_id, key))
+        elif incident := incidents.get(incident_id):
+            batch.open[integration_id, key] = _Alert(
+                pk, incident, integration_id, workspace_id, key, title, description, severity, status,
+                json.loads(labels), json.loads(images), json.loads(links), None, None, end, True, events,
+            )  # fmt: skip
         else:
-            batch.stale.append(row[0])
+            batch.stale.append(pk)
     for incident in incidents.values():
         if incident.group_key:
             batch.groups[incident.workspace_id, incident.group_key] = incident
@@ -648,7 +664,7 @@ def _write(batch: _Batch) -> None:
             _number(cursor, new_incidents, new_alerts)
         counts = Counter(event.integration_id for event, *_rest in batch.outcomes)
         lasts = {event.integration_id: event.received_at for event, *_rest in batch.outcomes}
-        params = {
+        params: dict[str, Any] = {
             "now": batch.now,
             "old_incidents": _json([_incident_row(incident) for incident in old_incidents]),
             "old_alerts": _json([_alert_row(alert) for alert in old_alerts]),

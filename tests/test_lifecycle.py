@@ -118,6 +118,7 @@ def test_only_the_last_one_to_unacknowledge_triggers_again(stage):
     assert refusal(stage.do, "unacknowledge", stage.ann).code == "not_acknowledged"
     stage.do("unacknowledge", stage.bo)
     assert (stage.incident.progress, stage.incident.ack_time, stage.acknowledged()) == ("Triggered", None, {})
+    assert not stage.incident.responders.exists()  # nobody was given it, and nobody has it in hand
     assert stage.entries()[2:] == [("i_unack", False), ("i_unack", True)]
     assert refusal(stage.do, "unacknowledge", stage.bo).code == "not_acknowledged"
 

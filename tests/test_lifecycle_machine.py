@@ -1,6 +1,7 @@
 """The lifecycle against a second description of it: a model that knows an incident only as a few plain values is told the same things in
 any order and has to agree with the rows after each of them."""
 
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -22,6 +23,7 @@ RANKS = ["Info", "Warning", "Critical"]
 class Machine(RuleBasedStateMachine):
     """Times are minutes since T0. `self.acks` and `self.given` are who acknowledged and who was named, by name."""
 
+    seen: Counter[str] = Counter()
     people: dict[str, Member]
     workspace: Workspace
     integration: Integration
@@ -88,8 +90,10 @@ class Machine(RuleBasedStateMachine):
             self.hold(who)
             self.wrote("i_ack")
 
-    @rule(who=st.sampled_from((*NAMES, None)))
-    def unacknowledge(self, who):
+    @precondition(lambda self: self.state == "held")
+    @rule(data=st.data())
+    def unacknowledge(self, data):
+        who = data.draw(st.sampled_from([*sorted(self.acks)] * 2 + [*NAMES, None]))
         works = self.state == "held" and (who in self.acks or not self.acks)
         self.do("unacknowledge", who, works=works)
         if not works:
@@ -102,7 +106,7 @@ class Machine(RuleBasedStateMachine):
             self.first_ack = min(self.acks.values())
         self.wrote("i_unack")
 
-    @rule(who=st.sampled_from((*NAMES, None)), minutes=st.sampled_from([0, 0.5, 3, 1440, 1441]))
+    @rule(who=st.sampled_from((*NAMES, None)), minutes=st.sampled_from([3, 0.5, 6, 1440, 0, 1441]))
     def snooze(self, who, minutes):
         works = self.state != "over" and 0 < minutes <= 1440
         self.do("snooze", who, works=works, minutes=minutes)
@@ -111,6 +115,7 @@ class Machine(RuleBasedStateMachine):
             self.quiet_until = self.minute + minutes
             self.wrote("i_snooze")
 
+    @precondition(lambda self: self.state == "held")
     @rule(who=st.sampled_from(NAMES))
     def wake(self, who):
         works = self.state == "held" and self.quiet_until is not None
@@ -119,6 +124,7 @@ class Machine(RuleBasedStateMachine):
             self.back_to_new()
             self.wrote("i_wake")
 
+    @precondition(lambda self: self.quiet_until is not None)
     @rule(minutes=st.integers(0, 10))
     def time_passes(self, minutes):
         self.minute += minutes
@@ -128,7 +134,11 @@ class Machine(RuleBasedStateMachine):
             self.back_to_new()
             self.wrote("i_wake")
 
-    @rule(who=st.sampled_from(NAMES), names=st.sets(st.sampled_from(NAMES), max_size=2), verb=st.sampled_from(["assign", "reassign"]))
+    @rule(
+        who=st.sampled_from(NAMES),
+        names=st.sampled_from([{"ann"}, {"bo"}, {"cy"}, {"ann", "bo"}, {"bo", "cy"}, set()]),
+        verb=st.sampled_from(["assign", "reassign"]),
+    )
     def assign(self, who, names, verb):
         works = self.state != "over" and bool(names)
         self.do(verb, who, works=works, member_ids=self.ids(names))
@@ -154,11 +164,14 @@ class Machine(RuleBasedStateMachine):
             self.directly = False
             self.wrote("i_escalate")
 
+    # Not at once: what is closed early has lived through little.
+    @precondition(lambda self: self.state == "over" or self.moves >= 8)
     @rule(who=st.sampled_from((*NAMES, None)))
     def close(self, who):
         self.do("close", who, works=True)
         self.end("i_rslv")
 
+    @precondition(lambda self: self.state == "over" or self.moves >= 8)
     @rule(by=st.sampled_from(["recover", "timeouts"]))
     def ends_by_itself(self, by):
         if by == "timeouts":
@@ -172,6 +185,7 @@ class Machine(RuleBasedStateMachine):
             self.state, self.quiet_until, self.live, self.attached = "over", None, False, False
             self.wrote(kind)
 
+    @precondition(lambda self: self.state == "over" or self.moves % 4 == 0)
     @rule(who=st.sampled_from(NAMES), reason=st.sampled_from(["again", ""]))
     def reopen(self, who, reason):
         works = self.state == "over" and bool(reason)
@@ -202,11 +216,14 @@ class Machine(RuleBasedStateMachine):
         self.severity = severity
         self.overrides.add("severity")
 
-    @precondition(lambda self: self.minute < 200)
+    @precondition(lambda self: self.state == "over")  # in the others it only takes the place of a move
     @rule(who=st.sampled_from((*NAMES, None)))
     def comment(self, who):
         self.do("comment", who, works=True, text="hm")
         self.wrote("i_comm")
+
+    def teardown(self):
+        self.seen.update(getattr(self, "said", ()))
 
     @invariant()
     def agrees(self):
@@ -238,5 +255,7 @@ def test_any_order_of_what_people_do_agrees_with_the_model(db):
     Machine.integration = Integration.objects.create(workspace=Machine.workspace, name="i")
     Machine.snapshot = RuleSnapshot.objects.create(version=1, body={"layers": [{}, {}]}, body_hash="m", created_at=T0)
     run_state_machine_as_test(
-        Machine, settings=settings(max_examples=50, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck))
+        Machine, settings=settings(max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
     )
+    # A walk that never gets anywhere agrees with everything.
+    assert {move.entry for move in lifecycle.MOVES.values()} - {""} <= set(Machine.seen), Machine.seen
