@@ -69,15 +69,16 @@ class Parsed:
 Item = Parsed | BadEvent
 SourceFunction = Callable[[Any, Mapping[str, str]], list[Item]]
 SOURCES: dict[str, SourceFunction] = {}
+OVER_LIMIT: dict[str, int] = {}  # the status that makes this sender try again later instead of dropping the alert
 
 
-def source(name: str) -> Callable[[SourceFunction], SourceFunction]:
-    """Register a source under the name that its push URL ends with; a name taken twice stops the program at start."""
+def source(name: str, *, over_limit: int = 429) -> Callable[[SourceFunction], SourceFunction]:
+    """Register a source under the name that its push URL ends with, which makes its door; a name taken twice stops the program at start."""
 
     def register(function: SourceFunction) -> SourceFunction:
         if name in SOURCES:
             raise RuntimeError(f"the source {name!r} is registered twice")
-        SOURCES[name] = function
+        SOURCES[name], OVER_LIMIT[name] = function, over_limit
         return function
 
     return register
@@ -376,7 +377,7 @@ _TITLE_ANNOTATIONS = ("summary", "title")
 _TEXT_ANNOTATIONS = ("description", "message")
 
 
-@source("prometheus")
+@source("prometheus", over_limit=503)  # Alertmanager retries 5xx, and drops the alert on 429
 def prometheus(payload: Any, query: Mapping[str, str]) -> list[Item]:
     """Alertmanager's webhook, version 4 (https://prometheus.io/docs/alerting/latest/configuration/#webhook_config), one event an alert.
 

@@ -5,7 +5,6 @@ from django.urls import path, re_path
 
 from flashduty import health
 from flashduty.api import incidents, ingest
-from flashduty.api.envelope import route
 from flashduty.web import login, me, pages, sandbox
 
 admin.site.login_form = login.SignInForm
@@ -21,7 +20,6 @@ urlpatterns = [
     path("sandbox/alert", sandbox.alert, name="sandbox_alert"),
     path("admin/", admin.site.urls),
     *health.urls,
-    route("event/push/alert/standard", ingest.Push.as_view(), "push_standard"),
-    route("event/push/alert/prometheus", ingest.PushPrometheus.as_view(), "push_prometheus"),
+    *ingest.urls,
     *incidents.urls,
 ]

@@ -18,7 +18,7 @@ from django.utils.translation import gettext as _
 
 from escalation import intake, sources
 from flashduty.api import auth
-from flashduty.api.envelope import ApiError, Door, success
+from flashduty.api.envelope import ApiError, Door, route, success
 
 MOST_ONE = 1 << 20
 MOST_MANY = 16 << 20
@@ -37,14 +37,8 @@ class Push(Door):
         return take(request._request, self.source, self.over_limit)
 
 
-class PushPrometheus(Push):
-    """Alertmanager retries 5xx but not 429, so over the limit this door says 503."""
-
-    source = "prometheus"
-    over_limit = 503
-
-
-_DOORS = {door.source: door.as_view() for door in (Push, PushPrometheus)}
+_DOORS = {name: Push.as_view(source=name, over_limit=sources.OVER_LIMIT[name]) for name in sources.SOURCES}
+urls = [route(f"event/push/alert/{name}", door, f"push_{name}") for name, door in _DOORS.items()]
 _PATH = re.compile(r"/*event/push/alert/(\w+)/?")
 
 
