@@ -508,7 +508,9 @@ def test_a_test_goes_through_the_outbox_and_its_page_says_what_became_of_it(hous
     client = house.client("manager")
     for kind, target in (("sandbox_group", ""), ("sandbox_app", f"member:{house.people['manager'].pk}")):
         channel = Channel.objects.get(team=house.own, kind=kind)
-        answer = client.post(reverse("admin:flashduty_play_test", args=[channel.pk]))
+        button = reverse("admin:flashduty_play_test", args=[channel.pk])
+        assert f'action="{button}"' in client.get(page(Play, "change", channel.pk)).content.decode()
+        answer = client.post(button)
         delivery = Delivery.objects.filter(channel=channel, notification__event="test").get()
         assert answer["Location"] == page(Delivery, "change", delivery.pk) and delivery.address.target == target
         outbox.run_once(db_now())

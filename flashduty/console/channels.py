@@ -32,6 +32,7 @@ from unfold.widgets import (
 from channels_app import addresses, outbox, transport
 from channels_app.models import Address, Channel, ChannelHealth, Delivery, Notification
 from escalation.models import Incident
+from escalation.targets import in_words
 from flashduty.console.base import (
     ChoicesField,
     JsonField,
@@ -432,7 +433,7 @@ def shows_in_full(request: HttpRequest, member_id: int | None) -> bool:
 
 @admin.register(Delivery)
 class DeliveryAdmin(MachineAdmin):
-    list_display = ("id", "created_at", "shown_state", "event", "who", "channel_name", "shown_target", "took", "attempts", "reason")
+    list_display = ("id", "created_at", "shown_state", "event", "who", "channel_name", "shown_target", "took", "attempts", "shown_reason")
     list_select_related = ("notification", "channel", "address", "member")
     list_filter = ("state", "is_page", ("channel", VisibleRelatedFilter), ("member", VisibleRelatedFilter))
     lookups = ("topic", "channel", "notification", "member")
@@ -440,12 +441,12 @@ class DeliveryAdmin(MachineAdmin):
     ordering = ("-id",)
     actions: ClassVar[list[str]] = ["retry", "cancel"]
     readonly_fields = (
-        "state_words", "reason", "event", "incident", "who", "channel_name", "shown_target", "is_page", "survives_ack", "created_at",
+        "state_words", "shown_reason", "event", "incident", "who", "channel_name", "shown_target", "is_page", "survives_ack", "created_at",
         "not_before", "deadline_at", "give_up_at", "fallback_at", "fallback_of", "bundled_by", "attempts", "tries", "possible_repeat",
         "first_request_at", "sent_at", "delivered_at", "answered_at", "ended_at", "message_id", "uid", "subject", "shown_text", "attempt_log",
     )  # fmt: skip
     fieldsets = (
-        (None, {"fields": (("state_words", "reason"), ("event", "incident"), ("who", "channel_name", "shown_target"))}),
+        (None, {"fields": (("state_words", "shown_reason"), ("event", "incident"), ("who", "channel_name", "shown_target"))}),
         (gettext_lazy("The message as sent"), {"fields": ("subject", "shown_text")}),
         (gettext_lazy("Attempts"), {"fields": ("attempt_log", ("attempts", "tries", "possible_repeat"), ("message_id", "uid"))}),
         (
@@ -476,6 +477,10 @@ class DeliveryAdmin(MachineAdmin):
     @display(description=gettext_lazy("state"))
     def state_words(self, row: Delivery) -> str:
         return row.get_state_display()
+
+    @display(description=gettext_lazy("reason"), ordering="reason")
+    def shown_reason(self, row: Delivery) -> str:
+        return in_words(row.reason)
 
     @display(description=gettext_lazy("text"))
     def shown_text(self, row: Delivery) -> str:

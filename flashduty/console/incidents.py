@@ -22,7 +22,7 @@ from unfold.widgets import (
     UnfoldAdminTextInputWidget,
 )  # fmt: skip
 
-from escalation import explain, lifecycle
+from escalation import explain, lifecycle, targets
 from escalation.ids import hex_id
 from escalation.models import Alert, Event, Incident, Run, TimelineEntry, Workspace
 from escalation.models.workspace import SEVERITIES
@@ -219,8 +219,14 @@ class IncidentAdmin(MachineAdmin):
         buttons = []
         forms_used = []
         if may_act(request, incident):
+            holders = set(incident.responders.filter(acknowledged_at__isnull=False).values_list("member_id", flat=True))
+            useless = {
+                "wake": incident.snoozed_until is None,
+                "acknowledge": request.user.pk in holders,
+                "unacknowledge": bool(holders) and request.user.pk not in holders,
+            }
             for verb, (words, form_class, where) in VERBS.items():
-                if incident.progress not in where or (verb == "wake") != (verb == "wake" and incident.snoozed_until is not None):
+                if incident.progress not in where or useless.get(verb):
                     continue
                 form = bound.get(verb) or form_class(initial=_initial(verb, incident), prefix=verb)
                 forms_used.append(form)
@@ -359,12 +365,12 @@ class EventAdmin(MachineAdmin):
 
 @admin.register(Run)
 class RunAdmin(MachineAdmin):
-    list_display = ("id", "incident", "shown_rule", "kind", "layer_idx", "next_at", "started_at", "ended_at", "end_reason")
+    list_display = ("id", "incident", "shown_rule", "kind", "layer_idx", "next_at", "started_at", "ended_at", "shown_end")
     list_select_related = ("incident", "snapshot__rule")
     list_filter = ("kind", ("ended_at", admin.EmptyFieldListFilter))
     lookups = ("incident", "snapshot")
     ordering = ("-id",)
-    fields = ("incident", "shown_rule", "kind", "layer_idx", ("started_at", "next_at", "ended_at"), "end_reason", "state", "snapshot")
+    fields = ("incident", "shown_rule", "kind", "layer_idx", ("started_at", "next_at", "ended_at"), "shown_end", "state", "snapshot")
     readonly_fields = (
         "incident",
         "shown_rule",
@@ -373,10 +379,14 @@ class RunAdmin(MachineAdmin):
         "started_at",
         "next_at",
         "ended_at",
-        "end_reason",
+        "shown_end",
         "state",
         "snapshot",
     )
+
+    @display(description=gettext_lazy("why it ended"))
+    def shown_end(self, run: Run) -> str:
+        return targets.in_words(run.end_reason)
 
     @display(description=gettext_lazy("follows"))
     def shown_rule(self, run: Run) -> str:

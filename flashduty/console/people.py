@@ -357,7 +357,7 @@ class InstallationAdmin(VisibleAdmin):
 
     @display(description=gettext_lazy("alarm"))
     def shown_alarm(self, installation: Installation) -> str:
-        return installation.alarm or _("none")
+        return _(installation.alarm) if installation.alarm else _("none")
 
 
 @admin.register(Throttle)
