@@ -104,7 +104,8 @@ def make_venv(venv, python):
             give_up(f"{venv} cannot be made anew: {e.strerror} ({e.filename}).")
         watch(
             f"making a virtualenv with Python {sys.version.split()[0]}",
-            [sys.executable, "-m", "venv", str(venv)],
+            # By its real name: a venv made through a symlink looks for the library beside the link, where a Python that was moved has none.
+            [os.path.realpath(sys.executable), "-m", "venv", str(venv)],
             lambda: shutil.rmtree(venv, ignore_errors=True),
         )
         version = version_of(python)
