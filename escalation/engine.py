@@ -20,15 +20,19 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import InterfaceError, OperationalError, connection, transaction
 from django.db.models import F, Q
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_noop
 
 from channels_app import outbox
 from channels_app.models import Delivery, Notification
+from channels_app.outbox.statements import planned_once
 from escalation import lifecycle, match, plan, rules, targets
 from escalation.ids import hex_id
 from escalation.models import Alert, Event, Incident, Responder, Run, TimelineEntry, Workspace
-from mapping.models import Installation
+from escalation.rows import read
+from mapping.models import Installation, Member
 from templates_app import events
 
 log = logging.getLogger(__name__)
@@ -69,6 +73,8 @@ class Batch:
     saved: dict[int, Live] = field(default_factory=dict)
     touched: dict[int, Incident] = field(default_factory=dict)
     responders: list[tuple[int, int]] = field(default_factory=list)
+    handled: list[int] = field(default_factory=list)  # timeline entries that were acted on
+    known: "_Contexts" = field(default_factory=lambda: _Contexts())
 
     def note(self, incident: Incident, kind: str, detail: dict[str, Any]) -> None:
         """A line of the timeline that needs no further work."""
@@ -91,6 +97,9 @@ def run_once(now: datetime, *, limit: int = BATCH, budget_ms: float | None = Non
         started = time.perf_counter()
         try:
             rows = take(now, room)
+        except (OperationalError, InterfaceError):
+            rules.forget()
+            raise  # no connection, a lock that took too long: no row's fault, all of it is tried again
         except Exception:
             # A snapshot remembered from a transaction that is rolled back now does not exist.
             rules.forget()
@@ -115,6 +124,9 @@ def _isolate(due: Any, now: datetime, limit: int) -> int:
         try:
             with transaction.atomic():
                 one = due(now, 1)
+        except (OperationalError, InterfaceError):
+            rules.forget()
+            raise
         except Exception as error:
             rules.forget()
             log.exception("%s: a row failed", due.__name__.strip("_"))
@@ -148,11 +160,11 @@ def _set_aside(due: Any, now: datetime, why: str) -> int:
             incident_id = page.topic
         else:
             return 0
-        text = f"The engine could not go on with this incident: {why[:300]}"
+        text = _("The engine could not go on with this incident: %(why)s") % {"why": why[:300]}
         TimelineEntry.objects.create(
             incident_id=incident_id, type="i_failed", via="system", detail={"text": text}, created_at=now, handled_at=now
         )
-        alarm(f"{text} (incident {incident_id})", now)
+        alarm(_("%(text)s (incident %(id)s)") % {"text": text, "id": incident_id}, now)
         return 1
 
 
@@ -179,7 +191,7 @@ def _due(now: datetime) -> tuple[int, set[str]]:
     """Which kinds have rows that are due, in one statement (most passes have one kind or none); 1 if the clock had to be corrected first."""
     corrected = 0
     while True:
-        with connection.cursor() as cursor:
+        with planned_once() as cursor:
             cursor.execute(_LOOK, {"now": now})
             last, *found = cursor.fetchone()
         if corrected or not (corrected := _clock(last, now)):
@@ -217,7 +229,8 @@ def _clock(last: datetime | None, now: datetime) -> int:
                     f"UPDATE escalation_incident SET {column} = {column} - %s WHERE {column} IS NOT NULL AND progress <> 'Closed'",
                     [lost],  # type: ignore[list-item]  # psycopg adapts a timedelta to an interval
                 )
-        alarm(f"The database's clock went back by {lost.total_seconds():.0f} s; timers were moved along, so that nothing is late.", now)
+        text = _("The database's clock went back by %(seconds).0f s; timers were moved along, so that nothing is late.")
+        alarm(text % {"seconds": lost.total_seconds()}, now)
         for run in moved:
             TimelineEntry.objects.create(
                 incident_id=run.incident_id,
@@ -233,14 +246,16 @@ def _clock(last: datetime | None, now: datetime) -> int:
 # ---- incidents that wake or close by themselves --------------------------------------------------------------------------------------
 
 
+_LOCKED = "FROM escalation_incident t WHERE t.id = ANY(%s) ORDER BY t.id FOR NO KEY UPDATE OF t SKIP LOCKED"
+
+
 def _locked_incidents(ids: Iterable[int]) -> dict[int, Incident]:
     """Those of the incidents that nobody else works on, locked, by id, with their workspaces."""
-    found = {
-        row.id: row for row in Incident.objects.select_for_update(skip_locked=True, no_key=True).filter(id__in=set(ids)).order_by("id")
-    }
-    spaces = Workspace.objects.in_bulk({row.workspace_id for row in found.values()})
+    found = {row.id: row for row in read(Incident, _LOCKED, [list(set(ids))])}
+    spaces = read(Workspace, "FROM escalation_workspace t WHERE t.id = ANY(%s)", [list({row.workspace_id for row in found.values()})])
+    by_id = {space.id: space for space in spaces}
     for row in found.values():
-        row.workspace = spaces[row.workspace_id]  # one object for all: a join would make one for each
+        row.workspace = by_id[row.workspace_id]  # one object for all: a join would make one for each
     return found
 
 
@@ -260,14 +275,19 @@ def _auto_resolves(now: datetime, limit: int) -> int:
 
 @transaction.atomic
 def _timeline(now: datetime, limit: int) -> int:
-    wanted = TimelineEntry.objects.filter(handled_at=None).order_by("id").values_list("incident_id", flat=True)[:limit]
-    ids = set(wanted)
+    with planned_once() as cursor:
+        cursor.execute("SELECT incident_id FROM escalation_timelineentry WHERE handled_at IS NULL ORDER BY id LIMIT %s", [limit])
+        ids = {pk for (pk,) in cursor.fetchall()}
     if not ids:
         return 0
     incidents = _locked_incidents(ids)
     if not incidents:
         return 0
-    entries = list(TimelineEntry.objects.filter(handled_at=None, incident_id__in=incidents).order_by("id").select_related("actor"))
+    entries = read(
+        TimelineEntry,
+        "FROM escalation_timelineentry t WHERE t.handled_at IS NULL AND t.incident_id = ANY(%s) ORDER BY t.id",
+        [list(incidents)],
+    )
     batch = Batch(now)
     lives: list[Live] = []
     by_incident: dict[int, list[TimelineEntry]] = defaultdict(list)
@@ -307,9 +327,9 @@ def _timeline(now: datetime, limit: int) -> int:
                 told.append((incident, event, entry))
     opened = _open_runs([(incidents[pk], why) for pk, why in opening.items()], now, batch)
     _advance(lives + opened, batch)
-    batch.notices += _status_notices(told)
+    batch.notices += _status_notices(told, batch)
+    batch.handled = [entry.id for entry in entries]
     _write(batch)
-    TimelineEntry.objects.filter(id__in=[entry.id for entry in entries]).update(handled_at=now)
     return len(entries)
 
 
@@ -337,7 +357,7 @@ def _escalated(live: Live | None, incident: Incident, detail: dict[str, Any], ba
     layer = min(int(detail["layer_idx"]), len(follows.timing.layers) - 1)
     if live is None or live.follows.id != follows.id or live.run.kind != Run.Kind.RULE:
         if live is not None and live.run.ended_at is None:
-            live.state, live.end = replace(live.state, due=None), "escalated by hand"
+            live.state, live.end = replace(live.state, due=None), gettext_noop("escalated by hand")
             batch.saved[id(live)] = live
         live = _new_live(incident, follows, Run.Kind.RULE, now, "manual")
     live.state = plan.escalate_to(follows.timing, live.state, layer, now)
@@ -358,14 +378,14 @@ def _open_runs(opening: Sequence[tuple[Incident, plan.Why]], now: datetime, batc
     if not opening:
         return []
     matcher = rules.Matcher(sorted({incident.workspace_id for incident, _why in opening}), now)
-    sources = _sources([incident.id for incident, _why in opening])
+    batch.known.look([incident.id for incident, _why in opening])
     lives, nobody = [], []
     for incident, why in opening:
         subject = match.Subject(
             title=incident.title,
             description=incident.description,
             severity=incident.severity,
-            data_source_id=str(sources.get(incident.id, "")),
+            data_source_id=batch.known.source(incident.id),
             labels=incident.labels,
         )
         follows = matcher.find(incident, subject)
@@ -373,7 +393,7 @@ def _open_runs(opening: Sequence[tuple[Incident, plan.Why]], now: datetime, batc
             nobody.append(incident)
         else:
             lives.append(_new_live(incident, follows, Run.Kind.RULE, now, why))
-    return lives + _catch_all(nobody, "no escalation rule of the workspace matches", batch)
+    return lives + _catch_all(nobody, gettext_noop("no escalation rule of the workspace matches"), batch)
 
 
 def _catch_all(incidents: Sequence[Incident], why: str, batch: Batch) -> list[Live]:
@@ -385,18 +405,15 @@ def _catch_all(incidents: Sequence[Incident], why: str, batch: Batch) -> list[Li
     for incident in incidents:
         body = bodies.get(incident.workspace_id)
         if body is None:
-            batch.note(incident, "i_layer", {"result": "nobody", "reason": why, "text": "nobody is named as catch-all either"})
-            alarm(f"Incident #{incident.num} could not be told to anybody: {why}, and no catch-all is named.", batch.now)
+            batch.note(
+                incident, "i_layer", {"result": "nobody", "reason": why, "text": gettext_noop("nobody is named as catch-all either")}
+            )
+            text = _("Incident #%(num)s could not be told to anybody: %(why)s, and no catch-all is named.")
+            alarm(text % {"num": incident.num, "why": targets.in_words(why)}, batch.now)
             continue
         batch.note(incident, "i_layer", {"result": "catch_all", "reason": why})
         lives.append(_new_live(incident, rules.freeze(body, batch.now), Run.Kind.CATCH_ALL, batch.now, "first"))
     return lives
-
-
-def _sources(incident_ids: Sequence[int]) -> dict[int, int]:
-    """The integration of each incident's first alert."""
-    rows = Alert.objects.filter(incident_id__in=incident_ids).order_by("-id").values_list("incident_id", "integration_id")
-    return dict(rows)
 
 
 # ---- runs ----------------------------------------------------------------------------------------------------------------------------
@@ -404,11 +421,20 @@ def _sources(incident_ids: Sequence[int]) -> dict[int, int]:
 
 @transaction.atomic
 def _runs(now: datetime, limit: int) -> int:
-    due = list(Run.objects.filter(ended_at=None, next_at__lte=now).order_by("next_at").values_list("id", "incident_id", "next_at")[:limit])
-    if not due or _backlog_first(due[0][2] or now, now):
+    with planned_once() as cursor:
+        cursor.execute(
+            "SELECT incident_id, next_at FROM escalation_run WHERE ended_at IS NULL AND next_at <= %s ORDER BY next_at LIMIT %s",
+            [now, limit],
+        )
+        due = cursor.fetchall()
+    if not due or _backlog_first(due[0][1], now):
         return 0
-    incidents = _locked_incidents(incident_id for _id, incident_id, _at in due)
-    rows = list(Run.objects.select_for_update().filter(incident_id__in=incidents, ended_at=None, next_at__lte=now).order_by("id"))
+    incidents = _locked_incidents(incident_id for incident_id, _at in due)
+    rows = read(
+        Run,
+        "FROM escalation_run t WHERE t.incident_id = ANY(%s) AND t.ended_at IS NULL AND t.next_at <= %s ORDER BY t.id FOR UPDATE OF t",
+        [list(incidents), now],
+    )
     known = rules.frozen(run.snapshot_id for run in rows)
     # A move that nobody has acted on yet (made since this pass looked at the timeline) decides first what the run does.
     moved = set(TimelineEntry.objects.filter(incident_id__in=incidents, handled_at=None).values_list("incident_id", flat=True))
@@ -456,7 +482,7 @@ def _advance(lives: list[Live], batch: Batch) -> None:
                     down_from, down_to = live.step.outage
                     batch.note(live.incident, "i_outage", {"from": int(down_from.timestamp()), "to": int(down_to.timestamp())})
         again: list[Live] = []
-        contexts = _Contexts([live for live in turn if live.step and live.step.page])
+        batch.known.look([live.incident.id for live in turn if live.step and live.step.page])
         for group in _groups([live for live in turn if live.step and live.step.page]).values():
             first = group[0]
             page = _page(first)
@@ -471,7 +497,7 @@ def _advance(lives: list[Live], batch: Batch) -> None:
                     live.step = plan.unreachable(live.follows.timing, live.step.state, now)
                     again.append(live)
                     continue
-                _page_now(live, page, audience, contexts, batch)
+                _page_now(live, page, audience, batch)
         ended: list[Incident] = []
         for live in turn:
             if live in again:
@@ -482,17 +508,17 @@ def _advance(lives: list[Live], batch: Batch) -> None:
             if live.step.end is not None:
                 live.end = _end_reason(live)
                 if live.step.end == "exhausted" and live.run.kind == Run.Kind.CATCH_ALL:
-                    alarm(f"Incident #{live.incident.num}: nobody answered, the catch-all included.", now)
+                    alarm(_("Incident #%(num)s: nobody answered, the catch-all included.") % {"num": live.incident.num}, now)
                 elif live.step.end == "exhausted" and (live.run.kind == Run.Kind.RULE or not live.step.state.sent):
                     ended.append(live.incident)
         again = [live for live in again if not _gave_up(live, ended, batch)]
-        turn = again + _catch_all(ended, "the last layer has passed without an answer", batch)
+        turn = again + _catch_all(ended, gettext_noop("the last layer has passed without an answer"), batch)
 
 
 def _number(lives: Sequence[Live]) -> None:
     """New runs get their ids before they are written, because what they post names them."""
     if lives:
-        with connection.cursor() as cursor:
+        with planned_once() as cursor:
             cursor.execute("SELECT nextval(pg_get_serial_sequence('escalation_run', 'id')) FROM generate_series(1, %s)", [len(lives)])
             for live, (pk,) in zip(lives, cursor.fetchall(), strict=True):
                 live.run.id = pk
@@ -503,10 +529,10 @@ def _gave_up(live: Live, ended: list[Incident], batch: Batch) -> bool:
     assert live.step is not None
     if live.step.page is not None:
         return False
-    live.state, live.end = live.step.state, "nobody could be reached"
+    live.state, live.end = live.step.state, gettext_noop("nobody could be reached")
     batch.saved[id(live)] = live
     if live.run.kind == Run.Kind.CATCH_ALL:
-        alarm(f"Incident #{live.incident.num} could not be told to anybody, the catch-all included.", batch.now)
+        alarm(_("Incident #%(num)s could not be told to anybody, the catch-all included.") % {"num": live.incident.num}, batch.now)
     else:
         ended.append(live.incident)
     return True
@@ -527,10 +553,10 @@ def _groups(lives: Sequence[Live]) -> dict[tuple[Any, ...], list[Live]]:
     return groups
 
 
-def _page_now(live: Live, page: plan.Page, audience: targets.Audience, contexts: "_Contexts", batch: Batch) -> None:
+def _page_now(live: Live, page: plan.Page, audience: targets.Audience, batch: Batch) -> None:
     layer = live.follows.layer(page.layer)
     live.incident.layer_idx = page.layer
-    context = contexts.build(live, page.event, page.layer)
+    context = batch.known.build(live, page.event, page.layer)
     batch.notices.append(
         outbox.Notice(
             event=page.event,
@@ -576,7 +602,8 @@ def _page_now(live: Live, page: plan.Page, audience: targets.Audience, contexts:
 def _end_reason(live: Live) -> str:
     assert live.step is not None
     if live.step.end == "exhausted":
-        return "assigned directly: no further escalation" if live.run.kind == Run.Kind.ASSIGN else "the last layer has passed"
+        assigned = live.run.kind == Run.Kind.ASSIGN
+        return gettext_noop("assigned directly: no further escalation") if assigned else gettext_noop("the last layer has passed")
     return str(live.step.end)
 
 
@@ -607,7 +634,7 @@ def _exhausted(now: datetime, limit: int) -> int:
         batch.note(
             live.incident,
             "i_layer",
-            {"result": "failed", "layer_idx": layer, "reason": "no message of this layer could be delivered, by any channel"},
+            {"result": "failed", "layer_idx": layer, "reason": gettext_noop("no message of this layer could be delivered, by any channel")},
         )
         if live.run.kind == Run.Kind.ASSIGN and live.incident.progress == Incident.Progress.TRIGGERED:
             nobody.append(live.incident)
@@ -616,7 +643,7 @@ def _exhausted(now: datetime, limit: int) -> int:
             continue
         live.step = plan.failed_later(live.follows.timing, live.state, layer or 0, _facts(live.incident), now)
         lives.append(live)
-    _advance(lives + _catch_all(nobody, "the people it was assigned to could not be reached", batch), batch)
+    _advance(lives + _catch_all(nobody, gettext_noop("the people it was assigned to could not be reached"), batch), batch)
     _write(batch)
     Notification.objects.filter(id__in=[row[0] for row in mine]).update(exhausted_handled_at=now)
     return len(mine)
@@ -635,7 +662,7 @@ _KINDS: dict[str, Callable[[datetime, int], int]] = {
 # ---- notices that are no pages -------------------------------------------------------------------------------------------------------
 
 
-def _status_notices(told: Sequence[tuple[Incident, str, TimelineEntry]]) -> list[outbox.Notice]:
+def _status_notices(told: Sequence[tuple[Incident, str, TimelineEntry]], batch: Batch) -> list[outbox.Notice]:
     """Acknowledged and closed go to the group channels that were told and chose them, not to persons."""
     ids = sorted({incident.id for incident, _event, _entry in told})
     groups: dict[int, set[tuple[int, str]]] = defaultdict(set)
@@ -659,7 +686,8 @@ def _status_notices(told: Sequence[tuple[Incident, str, TimelineEntry]]) -> list
         for incident, _event, _entry in told
         if incident.id in followed
     }
-    contexts = _Contexts(list(lives.values()))
+    batch.known.look(list(lives))
+    people = Member.objects.in_bulk({entry.actor_id for _incident, _event, entry in told if entry.actor_id is not None})
     notices = []
     for incident, event, entry in told:
         if incident.id not in lives:
@@ -673,9 +701,9 @@ def _status_notices(told: Sequence[tuple[Incident, str, TimelineEntry]]) -> list
         if not to:
             continue
         live = lives[incident.id]
-        context = contexts.build(live, event, incident.layer_idx or 0)
-        if entry.actor is not None:
-            who = {"id": entry.actor.id, "name": entry.actor.name, "email": entry.actor.email}
+        context = batch.known.build(live, event, incident.layer_idx or 0)
+        if (actor := people.get(entry.actor_id or 0)) is not None:
+            who = {"id": actor.id, "name": actor.name, "email": actor.email}
             context["acknowledger" if event == events.ACKNOWLEDGED else "closer"] = who
         notices.append(
             outbox.Notice(
@@ -699,7 +727,8 @@ def _tell_people(batch: Batch, incident: Incident, people: list[int], now: datet
     if not audience.to:
         return []
     live = Live(Run(), incident, rules.freeze(body, now), plan.begin(plan.Rule.from_json(body), now))
-    context = _Contexts([live]).build(live, events.TRIGGERED, incident.layer_idx or 0)
+    batch.known.look([incident.id])
+    context = batch.known.build(live, events.TRIGGERED, incident.layer_idx or 0)
     return [
         outbox.Notice(
             event=events.TRIGGERED, severity=incident.severity, context=context, to=audience.to, is_page=True, topic=incident.id, run=None,
@@ -712,24 +741,34 @@ def _tell_people(batch: Batch, incident: Incident, people: list[int], now: datet
 
 
 class _Contexts:
-    """What texts may say about the incidents of a batch, read in a few queries for all of them."""
+    """What texts may say about the incidents of a batch, read in two queries for all that are looked up together."""
 
-    def __init__(self, lives: Sequence[Live]) -> None:
-        self.alerts: dict[int, list[Alert]] = defaultdict(list)
-        self.responders: dict[int, list[Responder]] = defaultdict(list)
-        ids = sorted({live.incident.id for live in lives})
+    def __init__(self) -> None:
+        self.alerts: dict[int, list[Alert]] = {}
+        self.responders: dict[int, list[Responder]] = {}
+
+    def look(self, incident_ids: Iterable[int]) -> None:
+        """Reads what is not known yet of these incidents."""
+        ids = sorted(set(incident_ids) - self.alerts.keys())
         if not ids:
             return
-        # The newest twenty of each; an incident with thousands must not be read whole.
-        newest = Alert.objects.raw(
-            "SELECT a.* FROM unnest(%s::bigint[]) AS i (id) CROSS JOIN LATERAL"
-            " (SELECT * FROM escalation_alert WHERE incident_id = i.id ORDER BY id LIMIT %s) AS a",
-            [ids, events.MAX_ALERTS],
-        )
-        for alert in newest:
+        self.alerts |= {pk: [] for pk in ids}
+        self.responders |= {pk: [] for pk in ids}
+        # The first twenty of each; an incident with thousands must not be read whole.
+        first = """FROM unnest(%s::bigint[]) AS i (id) CROSS JOIN LATERAL
+            (SELECT * FROM escalation_alert WHERE incident_id = i.id ORDER BY id LIMIT %s) AS t ORDER BY t.id"""
+        for alert in read(Alert, first, [ids, events.MAX_ALERTS]):
             self.alerts[alert.incident_id or 0].append(alert)
-        for responder in Responder.objects.filter(incident_id__in=ids).select_related("member").order_by("id")[:5000]:
-            self.responders[responder.incident_id].append(responder)
+        rows = read(Responder, "FROM escalation_responder t WHERE t.incident_id = ANY(%s) ORDER BY t.id LIMIT 5000", [ids])
+        people = Member.objects.in_bulk({row.member_id for row in rows}) if rows else {}
+        for row in rows:
+            row.member = people[row.member_id]
+            self.responders[row.incident_id].append(row)
+
+    def source(self, incident_id: int) -> str:
+        """The integration of the incident's first alert; "" for one that was opened by hand."""
+        alerts = self.alerts[incident_id]
+        return str(alerts[0].integration_id) if alerts else ""
 
     def build(self, live: Live, event: str, layer: int) -> dict[str, Any]:
         incident = live.incident
@@ -817,20 +856,20 @@ UPDATE escalation_run r SET state = w.state, layer_idx = w.layer_idx, next_at = 
 FROM jsonb_to_recordset(%s::jsonb)
   AS w(id bigint, state jsonb, layer_idx smallint, next_at timestamptz, ended_at timestamptz, end_reason text) WHERE r.id = w.id
 """
-_NEW_RUNS = """
-INSERT INTO escalation_run (id, incident_id, snapshot_id, kind, state, layer_idx, next_at, started_at, ended_at, end_reason)
-SELECT id, incident, snapshot, kind, state, layer_idx, next_at, started_at, ended_at, end_reason FROM jsonb_to_recordset(%s::jsonb)
-  AS w(id bigint, incident bigint, snapshot bigint, kind text, state jsonb, layer_idx smallint, next_at timestamptz, started_at timestamptz,
-    ended_at timestamptz, end_reason text) ORDER BY id
-"""
-_NEW_ENTRIES = """
-INSERT INTO escalation_timelineentry (incident_id, type, via, detail, created_at, handled_at)
-SELECT w.incident, w.type, 'system', w.detail, %(now)s, %(now)s FROM jsonb_to_recordset(%(rows)s::jsonb)
-  AS w(n int, incident bigint, type text, detail jsonb) ORDER BY n
-"""
-_SAVE_INCIDENTS = """
-UPDATE escalation_incident i SET rule_id = w.rule, layer_idx = w.layer_idx, assigned_type = w.assigned_type, updated_at = %(now)s
-FROM jsonb_to_recordset(%(rows)s::jsonb) AS w(id bigint, rule bigint, layer_idx smallint, assigned_type text) WHERE i.id = w.id
+_REST = """
+WITH runs AS (
+  INSERT INTO escalation_run (id, incident_id, snapshot_id, kind, state, layer_idx, next_at, started_at, ended_at, end_reason)
+  SELECT id, incident, snapshot, kind, state, layer_idx, next_at, started_at, ended_at, end_reason FROM jsonb_to_recordset(%(runs)s::jsonb)
+    AS w(id bigint, incident bigint, snapshot bigint, kind text, state jsonb, layer_idx smallint, next_at timestamptz, started_at timestamptz,
+      ended_at timestamptz, end_reason text) ORDER BY id
+), entries AS (
+  INSERT INTO escalation_timelineentry (incident_id, type, via, detail, created_at, handled_at)
+  SELECT w.incident, w.type, 'system', w.detail, %(now)s, %(now)s FROM jsonb_to_recordset(%(entries)s::jsonb)
+    AS w(n int, incident bigint, type text, detail jsonb) ORDER BY n
+), incidents AS (
+  UPDATE escalation_incident i SET rule_id = w.rule, layer_idx = w.layer_idx, assigned_type = w.assigned_type, updated_at = %(now)s
+  FROM jsonb_to_recordset(%(incidents)s::jsonb) AS w(id bigint, rule bigint, layer_idx smallint, assigned_type text) WHERE i.id = w.id
+) UPDATE escalation_timelineentry SET handled_at = %(now)s WHERE id = ANY(%(handled)s::bigint[])
 """
 
 
@@ -851,19 +890,17 @@ def _write(batch: Batch) -> None:
                 "incident": live.incident.id, "snapshot": live.follows.id, "kind": run.kind, "started_at": run.started_at.isoformat(),
             }  # fmt: skip
         (new if live.new else old).append(row)
-    with connection.cursor() as cursor:
+    entries = [{"n": n, "incident": e.incident_id, "type": e.type, "detail": e.detail} for n, e in enumerate(batch.entries)]
+    touched = [{"id": i.id, "rule": i.rule_id, "layer_idx": i.layer_idx, "assigned_type": i.assigned_type} for i in batch.touched.values()]
+    with planned_once() as cursor:
         if old:
             cursor.execute(_SAVE_RUNS, [json.dumps(old)])
-        if new:
-            cursor.execute(_NEW_RUNS, [json.dumps(new)])
-        if batch.entries:
-            entries = [{"n": n, "incident": e.incident_id, "type": e.type, "detail": e.detail} for n, e in enumerate(batch.entries)]
-            cursor.execute(_NEW_ENTRIES, {"now": now, "rows": json.dumps(entries)})
-        if batch.touched:
-            touched = [
-                {"id": i.id, "rule": i.rule_id, "layer_idx": i.layer_idx, "assigned_type": i.assigned_type} for i in batch.touched.values()
-            ]
-            cursor.execute(_SAVE_INCIDENTS, {"now": now, "rows": json.dumps(touched)})
+        cursor.execute(
+            _REST,
+            {
+                "now": now, "runs": json.dumps(new), "entries": json.dumps(entries), "incidents": json.dumps(touched), "handled": batch.handled,
+            },
+        )  # fmt: skip
     if batch.responders:
         Responder.objects.bulk_create(
             [Responder(incident_id=incident, member_id=member, assigned_at=now) for incident, member in sorted(set(batch.responders))],

@@ -21,6 +21,7 @@ from django.db.models import F, Prefetch
 
 from escalation import match, plan
 from escalation.models import EscalationRule, Incident, Layer, LayerChannel, RuleSnapshot, Workspace
+from escalation.rows import read
 from mapping.models import Installation
 
 
@@ -205,8 +206,8 @@ class Matcher:
     def __init__(self, workspace_ids: Sequence[int], now: datetime) -> None:
         self.now = now
         self.rules: dict[int, list[EscalationRule]] = {}
-        rows = EscalationRule.objects.filter(workspace_id__in=workspace_ids, status="enabled").order_by("workspace_id", "priority", "id")
-        for rule in rows:
+        wanted = "FROM escalation_escalationrule t WHERE t.workspace_id = ANY(%s) AND t.status = 'enabled' ORDER BY t.workspace_id, t.priority, t.id"
+        for rule in read(EscalationRule, wanted, [list(workspace_ids)]):
             self.rules.setdefault(rule.workspace_id, []).append(rule)
 
     def find(self, incident: Incident, subject: match.Subject) -> Frozen | None:

@@ -9,9 +9,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_noop
+
 from channels_app import addresses, outbox, transport
 from channels_app.models import Channel
 from mapping.models import ContactPoint, MappingEntry, Member
+
+NOT_ENABLED = gettext_noop("channel %(name)s is not enabled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +44,20 @@ class Audience:
     def reason(self) -> str:
         """One sentence that says why nobody was reached."""
         if not self.missing:
-            return "the layer names nobody"
+            return gettext_noop("the layer names nobody")
         return "; ".join(dict.fromkeys(item.reason for item in self.missing[:5]))
+
+
+def in_words(reason: str) -> str:
+    """A stored reason (English, of this module, the engine or the outbox) in the language that is active; what a provider said stays as it is."""
+    before, after = NOT_ENABLED.split("%(name)s")
+
+    def one(part: str) -> str:
+        if part.startswith(before) and part.endswith(after):
+            return _(NOT_ENABLED) % {"name": part.removeprefix(before).removesuffix(after)}
+        return _(part) if part else ""
+
+    return "; ".join(map(one, reason.split("; ")))
 
 
 def people(layer: Mapping[str, Any], told: Sequence[int], now: datetime) -> list[int]:
@@ -72,9 +89,9 @@ def resolve(layer: Mapping[str, Any], *, severity: str, event: str, told: Sequen
                 else:
                     to.append(outbox.To(channel_id=item.channel_id, target=item.target, member_id=member, delay=item.delay))
     elif layer["members"] or layer["teams"]:
-        missing.append(Missing("none of the people it names is active"))
+        missing.append(Missing(gettext_noop("none of the people it names is active")))
     elif layer["supervisors"]:
-        missing.append(Missing("nobody told before has a supervisor who is active"))
+        missing.append(Missing(gettext_noop("nobody told before has a supervisor who is active")))
     mail, refused = _emails(layer["emails"], now)
     groups, gone = _groups(layer["channels"], members, severity, event)
     return Audience(tuple(to) + mail + groups, tuple(members), (*missing, *refused, *gone))
@@ -86,7 +103,7 @@ def _emails(emails: Sequence[str], now: datetime) -> tuple[tuple[outbox.To, ...]
         return (), ()
     channel = Channel.objects.filter(kind="email", status="enabled").order_by("position", "id").values_list("id", flat=True).first()
     if channel is None:
-        return (), (Missing("there is no enabled e-mail channel for the addresses of the layer", kind="email"),)
+        return (), (Missing(gettext_noop("there is no enabled e-mail channel for the addresses of the layer"), kind="email"),)
     return tuple(outbox.To(channel_id=channel, target=address) for address in dict.fromkeys(emails)), ()
 
 
@@ -96,12 +113,12 @@ def _groups(
     uses = [use for use in uses if wants(use, severity, event)]
     if not uses:
         return (), ()
-    channels = Channel.objects.in_bulk([use["channel"] for use in uses])
+    channels = Channel.objects.only("id", "name", "kind", "status").in_bulk([use["channel"] for use in uses])  # the rest is to be decrypted
     to, missing = [], []
     for use in uses:
         channel = channels.get(use["channel"])
         if channel is None or channel.status != "enabled":
-            missing.append(Missing(f"channel {channel.name if channel else use['channel']} is not enabled", channel=use["channel"]))
+            missing.append(Missing(NOT_ENABLED % {"name": channel.name if channel else use["channel"]}, channel=use["channel"]))
             continue
         to.append(outbox.To(channel_id=channel.id, target="", mentions=_mentions(use, channel, members)))
     return tuple(to), tuple(missing)

@@ -10,6 +10,7 @@ from django.db import connection, transaction
 
 from channels_app import policy
 from channels_app.models import Notification
+from channels_app.outbox.statements import planned_once
 from mapping.clock import wake
 
 
@@ -67,7 +68,8 @@ def post(notices: Sequence[Notice], now: datetime) -> list[int]:
     if not notices:
         return []
     secret = Notification._meta.get_field("secret_context")
-    with transaction.atomic(), connection.cursor() as cursor:
+    # No savepoint: whoever posts has a transaction of its own, and what fails here fails all of it.
+    with transaction.atomic(savepoint=False), planned_once() as cursor:
         cursor.execute(
             "SELECT nextval(pg_get_serial_sequence('channels_app_notification', 'id')) FROM generate_series(1, %s)", [len(notices)]
         )
@@ -122,7 +124,7 @@ def find_addresses(rows: Sequence[Row]) -> None:
         first[row.channel, row.target] = (min(at, row.not_before), min(priority, row.priority))
     places = sorted(first)
     found: dict[tuple[int, str], int] = {}
-    with connection.cursor() as cursor:
+    with planned_once() as cursor:
         # Existing ones by id, then new ones in one order everywhere: two posts can wait for each other, but never in a circle.
         cursor.execute(
             """SELECT a.id, a.channel_id, a.target FROM unnest(%s::bigint[], %s::text[]) AS w(channel, target)
@@ -156,7 +158,7 @@ def find_addresses(rows: Sequence[Row]) -> None:
 
 
 def insert(rows: Sequence[Row], now: datetime) -> None:
-    with connection.cursor() as cursor:
+    with planned_once() as cursor:
         cursor.execute(
             """INSERT INTO channels_app_delivery (uid, notification_id, topic, channel_id, address_id, member_id, state, reason, priority,
                    is_page, survives_ack, withdrawn, mentions, created_at, not_before, deadline_at, give_up_at, fallback_at, fallback_of_id,

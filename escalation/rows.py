@@ -1,0 +1,30 @@
+"""Models read by statements that the server plans once: what a pass reads each time, without building the query anew."""
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, TypeVar
+
+from django.db import models
+
+from channels_app.outbox.statements import planned_once
+
+M = TypeVar("M", bound=models.Model)
+
+
+@cache
+def _shape(model: type[models.Model]) -> tuple[str, list[str], frozenset[int]]:
+    fields = model._meta.concrete_fields
+    columns = ", ".join(f't."{field.column}"' for field in fields)
+    return columns, [field.attname for field in fields], frozenset(n for n, f in enumerate(fields) if isinstance(f, models.JSONField))
+
+
+def read(model: type[M], rest: str, values: Sequence[Any]) -> list[M]:
+    """`SELECT <all columns of t> <rest>` as instances; `rest` begins with FROM and calls the model's table `t`. Not for encrypted fields."""
+    columns, names, in_json = _shape(model)
+    with planned_once() as cursor:
+        cursor.execute(f"SELECT {columns} {rest}", values)
+        return [
+            model.from_db("default", names, [json.loads(v) if n in in_json and v is not None else v for n, v in enumerate(row)])
+            for row in cursor.fetchall()
+        ]
