@@ -109,7 +109,8 @@ def may(request: HttpRequest, obj: models.Model, *, change: bool) -> bool:
 
 def offered(field: models.Field, member: Any) -> models.QuerySet:
     """What a form may offer for a relation: rows the member may choose, without retired ones."""
-    target: type[models.Model] = field.remote_field.model
+    target: Any = field.remote_field.model  # type: ignore[union-attr]
+    rows: models.QuerySet[Any]
     if target is Channel:
         rows = Channel.objects.filter(Channel.usable_q(member))
     elif target is Workspace:
@@ -122,7 +123,7 @@ def offered(field: models.Field, member: Any) -> models.QuerySet:
     if "status" in names:
         rows = rows.exclude(status=Status.DELETED)
     if "is_active" in names:
-        rows = rows.filter(is_active=True)
+        rows = rows.filter(models.Q(("is_active", True)))
     return rows
 
 
@@ -146,7 +147,7 @@ class VisibleForm(forms.ModelForm):
         if self.instance.pk is None:
             return
         for name, field in self.fields.items():
-            if not isinstance(field, forms.ModelChoiceField) or name not in self.initial:
+            if not isinstance(field, forms.ModelChoiceField) or name not in self.initial or field.queryset is None:
                 continue
             chosen = self.initial[name]
             if isinstance(field, forms.ModelMultipleChoiceField):
@@ -280,7 +281,7 @@ def differences(before: Shown, after: Shown) -> list[str]:
 class VisibleRelatedFilter(RelatedFieldListFilter):
     """The filter of a relation, which names only rows that the person may see."""
 
-    def field_choices(self, field: Any, request: HttpRequest, model_admin: Any) -> list[tuple[Any, str]]:
+    def field_choices(self, field: Any, request: HttpRequest, model_admin: Any) -> Any:
         return [(row.pk, str(row)) for row in visible(field.remote_field.model, request.user)[:200]]
 
 
@@ -315,7 +316,7 @@ class VisibleAdmin(ModelAdmin):
     compressed_fields = False
     warn_unsaved_form = True
     list_per_page = 50
-    actions = ["retire"]
+    actions: ClassVar[list[str]] = ["retire"]
 
     # ---- who ----
 
@@ -539,4 +540,4 @@ def deny_unless(condition: bool) -> None:
 
 def log(request: HttpRequest, obj: models.Model, text: str) -> None:
     """One line in the history of a row, for a button that is no form."""
-    LogEntry.objects.log_actions(request.user.pk, [obj], 2, [{"changed": {"fields": [text]}}], single_object=True)
+    LogEntry.objects.log_actions(request.user.pk or 0, [obj], 2, [{"changed": {"fields": [text]}}], single_object=True)

@@ -290,7 +290,7 @@ class ChannelAdmin(VisibleAdmin):
         if db_field.name == "fallback_channel":
             groups = [kind for kind, style in transport.transports().items() if style.group]
             rows = Channel.objects.filter(Channel.usable_q(request.user), kind__in=groups).exclude(status="deleted")
-            kwargs["queryset"] = rows.exclude(pk=request.resolver_match.kwargs.get("object_id")) if request.resolver_match else rows
+            kwargs["queryset"] = rows.exclude(pk=request.resolver_match.kwargs.get("object_id") or 0) if request.resolver_match else rows
         return super().formfield_for_foreignkey(db_field, request, **kwargs)
 
     def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:

@@ -283,7 +283,8 @@ class IncidentAdmin(MachineAdmin):
         self._several(request, queryset, "close")
 
     def _several(self, request: HttpRequest, queryset: models.QuerySet, verb: str) -> None:
-        done, refusals = 0, {}
+        done = 0
+        refusals: dict[str, int] = {}
         now = db_now()
         for pk in list(queryset.order_by("pk").values_list("pk", flat=True)):
             try:

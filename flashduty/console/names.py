@@ -50,7 +50,7 @@ def _called(row: models.Model) -> str:
 
 def give() -> None:
     """Gives the names. On the classes and not in their files, so that words of the console are no migrations of other houses."""
-    Alert.__str__ = lambda alert: alert.title  # type: ignore[method-assign,assignment]
+    Alert.__str__ = lambda alert: alert.title  # type: ignore[method-assign,assignment,attr-defined]
     for model, (one, many, fields) in NAMES.items():
         model._meta.verbose_name, model._meta.verbose_name_plural = one, many
         model.__str__ = _called  # type: ignore[method-assign,assignment]

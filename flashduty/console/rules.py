@@ -19,6 +19,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_POST
 from unfold.decorators import display
+from unfold.forms import PaginationInlineFormSet
 from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminSelectWidget
 
 from channels_app import transport
@@ -269,10 +270,10 @@ class LayerForm(VisibleForm):
 
     def _get_validation_exclusions(self) -> set[str]:
         # Layers are numbered by their order on the page, after all of them are saved (the constraint is deferred).
-        return {*super()._get_validation_exclusions(), "idx"}
+        return {*super()._get_validation_exclusions(), "idx"}  # type: ignore[misc]
 
 
-class LayerFormSet(VisibleStacked.formset):
+class LayerFormSet(PaginationInlineFormSet):
     """Layers in the order in which they stand on the page."""
 
     def clean(self) -> None:
