@@ -206,7 +206,8 @@ USE_I18N = USE_TZ = True
 TIME_ZONE = "UTC"
 
 STATIC_URL = "/static/"
-STATIC_ROOT = BASE_DIR / "staticfiles"
+# In production `collectstatic` fills it; elsewhere files are served from where they lie.
+STATIC_ROOT = BASE_DIR / "staticfiles" if MODE == "production" else None
 STATICFILES_DIRS = [BASE_DIR / "static"]
 WHITENOISE_USE_FINDERS = MODE != "production"
 PHONENUMBER_DEFAULT_FORMAT = PHONENUMBER_DB_FORMAT = "E164"
