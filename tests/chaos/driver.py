@@ -23,6 +23,7 @@ from .verdict import Kill, Verdict
 
 RECOVERY = 2.0  # seconds until the next page after a kill of a process of ours
 PATIENCE = 40.0  # after so long without becoming whole the product is taken for dead: a finding, and a fresh start
+MOST_DEAD = 3  # then the run ends: it would only say the same again
 SETTLE, LONGEST_SETTLE = 60.0, 300.0  # after the last kill we wait until everything arrived, or nothing did for a minute
 UNDISTURBED = 8.0  # seconds before the first kill: sites list themselves, and this is what a silence is compared with
 SITE_WAIT = 5.0  # a site that nobody passes within so long is not visited this time
@@ -67,6 +68,8 @@ class Driver:
             load.start()
             time.sleep(UNDISTURBED)
             calm = judging.silences(self.ledger.arrivals, begun + took + 2, time.monotonic())[1]
+            if not self.ledger.arrivals:
+                raise RuntimeError(f"no page came in {UNDISTURBED:.0f} s, and nothing was killed yet:\n{self.product.tail()}")
             begun_kills = time.monotonic()
             while len(self.kills) < self.options.kills and time.monotonic() - begun < self.options.seconds:
                 self._round()
@@ -200,6 +203,8 @@ class Driver:
         here = ", ".join(sorted(process.role for process in self.product.processes()))
         self.dead.append(f"not whole {PATIENCE:.0f} s after {last}: {here}; slots {self.product.holders()}\n{self.product.tail(15)}")
         print(f"NOT WHOLE after {last}; everything is started again", flush=True)
+        if len(self.dead) >= MOST_DEAD:
+            raise RuntimeError("\n".join(self.dead))
         self.product.kill_everything()
         self.product.start()
         self.kills.append(Kill(time.monotonic(), "machine", alone=False, ours=False))
