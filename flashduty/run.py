@@ -397,7 +397,7 @@ def remove(data: pathlib.Path) -> None:
     run = Run(Where("127.0.0.1", 0, data))
     with run._locked_data():
         postgres.remove(data)
-        for name in ("secrets.json", "demo.json", "postgres.log.old"):
+        for name in ("secrets.json", "demo.json", "demo-login.json", "postgres.log.old"):
             (data / name).unlink(missing_ok=True)
         shutil.rmtree(data / "run", ignore_errors=True)
     for name in ("run.lock", "postgres.lock"):
