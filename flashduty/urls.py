@@ -2,6 +2,7 @@
 
 from django.contrib import admin
 from django.urls import path, re_path
+from drf_spectacular.views import SpectacularAPIView
 
 from flashduty import health
 from flashduty.api import incidents, ingest
@@ -20,6 +21,7 @@ urlpatterns = [
     path("sandbox/alert", sandbox.alert, name="sandbox_alert"),
     path("admin/", admin.site.urls),
     *health.urls,
+    path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
     *ingest.urls,
     *incidents.urls,
 ]

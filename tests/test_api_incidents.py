@@ -151,3 +151,10 @@ def test_keys_and_what_their_members_may_see(world, api, client):
         client.post(f"http://testserver//incident/list/?app_key={reads}", json.dumps(whole()), content_type="application/json").status_code
         == 200
     )
+
+
+def test_the_description_names_every_door_as_clients_call_it(client):
+    answer = client.get("/api/schema/", headers={"Accept": "application/vnd.oai.openapi+json"})
+    paths = answer.json()["paths"]
+    assert {"/incident/list", "/incident/feed", "/event/push/alert/standard", "/event/push/alert/prometheus"} <= set(paths)
+    assert paths["/incident/ack"]["post"]["requestBody"] and not any(path.endswith("/") for path in paths)

@@ -18,6 +18,8 @@ from escalation import explain, lifecycle
 from escalation.ids import hex_id, parse_hex
 from escalation.models import Alert, Incident, Responder, TimelineEntry, Workspace
 from escalation.sources import BadEvent, loads
+from escalation.targets import in_words
+from flashduty.api import schema
 from flashduty.api.auth import KeyedDoor
 from flashduty.api.envelope import ApiError, route, success
 from mapping.clock import db_now
@@ -128,16 +130,19 @@ class IncidentDoor(KeyedDoor):
         return {}
 
 
+@schema.ack
 class Ack(IncidentDoor):
     def answer(self, body: Body) -> Any:
         return self.each(body, lambda pk, now: lifecycle.acknowledge(pk, actor=self.member, via="api", now=now))
 
 
+@schema.unack
 class Unack(IncidentDoor):
     def answer(self, body: Body) -> Any:
         return self.each(body, lambda pk, now: lifecycle.unacknowledge(pk, actor=self.member, via="api", now=now))
 
 
+@schema.resolve
 class Resolve(IncidentDoor):
     def answer(self, body: Body) -> Any:
         texts = {name: text for name in ("root_cause", "resolution") if (text := body.text(name, 1024))}
@@ -145,6 +150,7 @@ class Resolve(IncidentDoor):
         return self.each(body, lambda pk, now: lifecycle.close(pk, actor=self.member, via="api", now=now, **texts))
 
 
+@schema.create
 class Create(IncidentDoor):
     def answer(self, body: Body) -> Any:
         assigned = body.fields.get("assigned_to") or {}
@@ -179,6 +185,7 @@ class Create(IncidentDoor):
         return found.id
 
 
+@schema.info
 class Info(IncidentDoor):
     writes = False
 
@@ -196,6 +203,7 @@ class Info(IncidentDoor):
         return wire([incident], alerts=True)[0]
 
 
+@schema.listed
 class List(IncidentDoor):
     writes = False
 
@@ -255,6 +263,7 @@ class List(IncidentDoor):
         return rows
 
 
+@schema.feed
 class Feed(IncidentDoor):
     writes = False
 
@@ -552,7 +561,9 @@ def _notify(notification: Notification, deliveries: Sequence[Delivery], incident
 def _reason(delivery: Delivery) -> str:
     if delivery.state in (Delivery.State.SENT, Delivery.State.DELIVERED, Delivery.State.ANSWERED, Delivery.State.BUNDLED):
         return ""
-    return delivery.reason or ("" if delivery.state in (Delivery.State.QUEUED, Delivery.State.SENDING) else delivery.get_state_display())
+    return in_words(delivery.reason) or (
+        "" if delivery.state in (Delivery.State.QUEUED, Delivery.State.SENDING) else delivery.get_state_display()
+    )
 
 
 urls = [

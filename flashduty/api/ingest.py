@@ -17,7 +17,7 @@ from django.utils import translation
 from django.utils.translation import gettext as _
 
 from escalation import intake, sources
-from flashduty.api import auth
+from flashduty.api import auth, schema
 from flashduty.api.envelope import ApiError, Door, route, success
 
 MOST_ONE = 1 << 20
@@ -27,6 +27,7 @@ _CHUNK = 1 << 16
 _NOT_JSON = ("multipart/", "text/xml", "application/xml")
 
 
+@schema.push
 class Push(Door):
     """`POST /event/push/alert/<source>`: the events of one body, parsed by the source's function."""
 
