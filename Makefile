@@ -1,4 +1,4 @@
-# make run | test | test-outside | check | chaos | bench | clean      (README.md says what each is for)
+# make run | test | test-outside | check | messages | chaos | bench | clean      (README.md says what each is for)
 #
 #   make run [HOST=127.0.0.1] [PORT=8000] [DATA=.data] [DATABASE_URL=postgresql://...] [DEMO_WEBHOOK=http://...] [DEMO_SMTP=host:port]
 #
@@ -22,7 +22,7 @@ install = $(need_python); $(call quoted,$(PYTHON)) flashduty/bootstrap.py $(call
 # What tests and checks must not inherit from a shell in which the product is configured.
 bare = env -u DJANGO_SETTINGS_MODULE -u BASE_URL -u FLASHDUTY_MODE -u FLASHDUTY_DATA -u FLASHDUTY_RUN_DIR -u MAKEFLAGS -u MAKELEVEL
 
-.PHONY: help run install test test-outside check types chaos bench clean
+.PHONY: help run install test test-outside check types messages chaos bench clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 6
@@ -60,6 +60,17 @@ types:
 production = FLASHDUTY_MODE=production BASE_URL=https://oncall.example.com DATABASE_URL=postgresql://flashduty@127.0.0.1:1/flashduty \
 	FLASHDUTY_SECRET_KEY=for-make-check-only-0123456789-abcdefghijklmnopqrstuvwxyz-ABCDEFGH \
 	FLASHDUTY_ENCRYPTION_KEYS=MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE= FLASHDUTY_LINK_KEYS=for-make-check-only-0123456789-abcdefghij
+
+# Gathers what the product says into the Chinese catalogue and compiles it (needs GNU gettext; a bare machine runs on the compiled file).
+# Without dates and line numbers, so that its difference is what was said anew: translate what `msgfmt` counts as fuzzy or untranslated.
+catalogue = flashduty/locale/zh_Hans/LC_MESSAGES/django
+messages:
+	@$(install)
+	@command -v msgfmt >/dev/null 2>&1 || { echo "There is no msgfmt here: install GNU gettext." >&2; exit 1; }
+	@$(bare) FLASHDUTY_MODE=test $(call quoted,$(python)) manage.py makemessages -l zh_Hans -e html,py --no-wrap --no-obsolete --add-location=file \
+	  --ignore=.venv --ignore=.data --ignore=build --ignore=staticfiles --ignore=tests --ignore=benchmarks
+	@sed -i.bak '/^"POT-Creation-Date:/d' $(catalogue).po && rm -f $(catalogue).po.bak
+	@msgfmt --check --statistics -o $(catalogue).mo $(catalogue).po
 
 # make chaos KILLS=2000 CHAOS="--seed 7"    (first it shows that its checks can fail)
 chaos:

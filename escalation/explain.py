@@ -11,12 +11,13 @@ from datetime import datetime
 from typing import Any
 
 from django.utils.translation import gettext as _
-from django.utils.translation import pgettext
+from django.utils.translation import gettext_noop, ngettext, pgettext
 
 from channels_app.models import Channel, Delivery, Notification
 from escalation import match, plan, rules, targets
 from escalation.ids import hex_id
 from escalation.models import Event, Incident, Run, TimelineEntry
+from escalation.targets import in_words
 from mapping.models import Member
 from mapping.models.contact_point import mask
 from mapping.visibility import Role
@@ -49,6 +50,14 @@ class Told:
     message_id: str
     is_page: bool
     bundled_by: int | None
+
+    @property
+    def state_words(self) -> str:
+        return str(Delivery.State(self.state).label)
+
+    @property
+    def event_words(self) -> str:
+        return str(EVENT_WORDS.get(self.event, EVENT_WORDS["told"])())
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +114,16 @@ def explain(incident: Incident, now: datetime, viewer: Member | None = None) -> 
                     if item.get("person_id")
                     else names.get(("channel", item.get("channel_id")), ""),
                     item.get("kind") or "",
-                    item["reason"],
+                    in_words(item["reason"]),
                 )
                 for item in entry.detail.get("missing", ())
             ]
     for delivery in deliveries:
         story.told.append(_told(delivery, full))
         if delivery.state in (Delivery.State.FAILED, Delivery.State.CANCELLED):
-            story.not_told.append(NotTold(delivery.ended_at or delivery.created_at, _who(delivery), delivery.channel.name, delivery.reason))
+            story.not_told.append(
+                NotTold(delivery.ended_at or delivery.created_at, _who(delivery), _channel(delivery), in_words(delivery.reason))
+            )
     story.happened += _pages(deliveries)
     story.happened.sort(key=lambda line: line.at)
     _ahead(story, now)
@@ -129,9 +140,10 @@ def explain_event(event: Event) -> str:
         Event.Outcome.DUPLICATE: _("It is identical to the alert's last event, so it was only counted."),
         Event.Outcome.RECOVERED: _("It recovered its alert."),
         Event.Outcome.NOTHING: _("It says Ok, and there was no open alert of its key: nothing to recover."),
+        Event.Outcome.DROPPED: _("It was not taken."),
         Event.Outcome.FAILED: _("It could not be processed."),
     }
-    return " ".join(filter(None, [str(sentences[Event.Outcome(event.outcome)]), event.outcome_detail]))
+    return " ".join(filter(None, [str(sentences[Event.Outcome(event.outcome)]), in_words(event.outcome_detail)]))
 
 
 # ---- the past ------------------------------------------------------------------------------------------------------------------------
@@ -168,7 +180,12 @@ def _sees_in_full(viewer: Member | None, member_ids: set[int]) -> set[int]:
 def _who(delivery: Delivery) -> str:
     if delivery.member is not None:
         return delivery.member.name
-    return mask(delivery.address.target) if delivery.address.target else _("the group %(name)s") % {"name": delivery.channel.name}
+    return mask(delivery.address.target) if delivery.address.target else delivery.channel.name
+
+
+def _channel(delivery: Delivery) -> str:
+    """By what; "" where the channel is a group and so has been named as who."""
+    return delivery.channel.name if delivery.member is not None or delivery.address.target else ""
 
 
 def _told(delivery: Delivery, full: set[int]) -> Told:
@@ -179,10 +196,10 @@ def _told(delivery: Delivery, full: set[int]) -> Told:
         event=notification.event,
         layer_idx=notification.layer_idx,
         who=_who(delivery),
-        channel=delivery.channel.name,
+        channel=_channel(delivery),
         address=target if delivery.member_id in full or not target or target.startswith("member:") else mask(target),
         state=delivery.state,
-        reason=delivery.reason,
+        reason=in_words(delivery.reason),
         attempts=delivery.attempts,
         delivery_id=delivery.id,
         sent_at=delivery.sent_at,
@@ -198,6 +215,18 @@ EVENT_WORDS = {
     "refire": lambda: _("Paged again"),
     "acknowledged": lambda: _("Told that it was acknowledged"),
     "closed": lambda: _("Told that it was closed"),
+    "told": lambda: _("Told"),
+}
+
+
+# By what way somebody acted.
+VIA = {
+    "console": gettext_noop("console"),
+    "link": gettext_noop("link"),
+    "group": gettext_noop("group chat"),
+    "voice": gettext_noop("phone call"),
+    "card": gettext_noop("button of a message"),
+    "api": gettext_noop("API"),
 }
 
 
@@ -209,14 +238,14 @@ def _pages(deliveries: Sequence[Delivery]) -> list[Line]:
     lines = []
     for group in occasions.values():
         notification = group[0].notification
-        word = EVENT_WORDS.get(notification.event, lambda: _("Told"))()
+        word = EVENT_WORDS.get(notification.event, EVENT_WORDS["told"])()
         told = "; ".join(
-            _("%(who)s by %(channel)s: %(state)s%(reason)s")
+            (_("%(who)s by %(channel)s: %(state)s%(reason)s") if _channel(delivery) else _("%(who)s: %(state)s%(reason)s"))
             % {
                 "who": _who(delivery),
-                "channel": delivery.channel.name,
+                "channel": _channel(delivery),
                 "state": delivery.get_state_display(),
-                "reason": f" ({delivery.reason})" if delivery.reason else "",
+                "reason": f" ({in_words(delivery.reason)})" if delivery.reason else "",
             }
             for delivery in group[:50]
         )
@@ -235,11 +264,12 @@ def sentence(entry: TimelineEntry, names: Mapping[tuple[str, Any], str] | None =
     people = ", ".join(names.get(("member", pk), f"#{pk}") for pk in detail.get("person_ids", ()) or ())
     says = {
         "i_new": lambda: (
-            _("Incident opened: %(severity)s, %(title)s") % {"severity": detail.get("severity", ""), "title": detail.get("title", "")}
+            _("Incident opened: %(severity)s, %(title)s")
+            % {"severity": in_words(detail.get("severity", "")), "title": detail.get("title", "")}
         ),
         "i_assign": lambda: _assigned(detail, people, who),
         "i_a_rspd": lambda: _("%(who)s added responders: %(people)s") % {"who": who, "people": people},
-        "i_ack": lambda: _("%(who)s acknowledged (%(via)s)") % {"who": who, "via": entry.via},
+        "i_ack": lambda: _("%(who)s acknowledged (%(via)s)") % {"who": who, "via": _(VIA.get(entry.via, entry.via))},
         "i_unack": lambda: _("%(who)s took the acknowledgement back") % {"who": who},
         "i_snooze": lambda: _("%(who)s snoozed it for %(minutes)s minutes") % {"who": who, "minutes": detail.get("minutes", "?")},
         "i_wake": lambda: _("Its snooze is over") if entry.actor is None else _("%(who)s ended the snooze") % {"who": who},
@@ -247,10 +277,12 @@ def sentence(entry: TimelineEntry, names: Mapping[tuple[str, Any], str] | None =
         "i_rslv": lambda: {
             "event": _("Closed: every alert has recovered"),
             "timeout": _("Closed: the time to resolve by itself has come"),
-        }.get(str(detail.get("from", "")), _("%(who)s closed it (%(via)s)") % {"who": who, "via": entry.via}),
+        }.get(str(detail.get("from", "")), _("%(who)s closed it (%(via)s)") % {"who": who, "via": _(VIA.get(entry.via, entry.via))}),
         "i_reopen": lambda: _("%(who)s reopened it: %(reason)s") % {"who": who, "reason": detail.get("reason", "")},
         "i_comm": lambda: _("%(who)s: %(comment)s") % {"who": who, "comment": detail.get("comment", "")},
-        "i_r_severity": lambda: _("Severity: %(from)s, now %(to)s") % {"from": detail.get("from", ""), "to": detail.get("to", "")},
+        "i_r_severity": lambda: (
+            _("Severity: %(from)s, now %(to)s") % {"from": in_words(detail.get("from", "")), "to": in_words(detail.get("to", ""))}
+        ),
         "i_outage": lambda: (
             _("The platform was down from %(from)s to %(to)s (UTC); what was due is done now, and the rest moves by the delay")
             % {"from": _clock(detail.get("from")), "to": _clock(detail.get("to"))}
@@ -294,7 +326,7 @@ def _assigned(detail: Mapping[str, Any], people: str, who: str) -> str:
 
 def _layer(detail: Mapping[str, Any]) -> str:
     result, idx = detail.get("result"), detail.get("layer_idx")
-    reason = str(detail.get("reason", ""))
+    reason = in_words(str(detail.get("reason", "")))
     if result == "unreachable":
         return _("Layer %(idx)s could reach nobody: %(reason)s") % {"idx": idx, "reason": reason}
     if result == "failed":
@@ -302,7 +334,7 @@ def _layer(detail: Mapping[str, Any]) -> str:
     if result == "catch_all":
         return _("The catch-all is told: %(reason)s") % {"reason": reason}
     if result == "nobody":
-        return _("Nobody could be told: %(reason)s; %(text)s") % {"reason": reason, "text": detail.get("text", "")}
+        return _("Nobody could be told: %(reason)s; %(text)s") % {"reason": reason, "text": in_words(str(detail.get("text", "")))}
     if result == "partly":
         return _("Some of layer %(idx)s could not be reached by every way they chose") % {"idx": idx}
     return _("The catch-all was told")
@@ -340,7 +372,7 @@ def _ahead(story: Story, now: datetime) -> None:
         story.rule = run.snapshot.body["name"]
         story.edited_since = rule is not None and rule.version != run.snapshot.version
         if run.ended_at is not None and not (incident.progress == Incident.Progress.PROCESSING and incident.snoozed_until):
-            story.nothing_ahead = _("the escalation has ended: %(reason)s") % {"reason": run.end_reason}
+            story.nothing_ahead = _("the escalation has ended: %(reason)s") % {"reason": in_words(run.end_reason)}
             return
         state = plan.State.from_json(run.state, run.next_at)
         if run.ended_at is not None and incident.snoozed_until is not None:
@@ -377,11 +409,15 @@ def _ahead(story: Story, now: datetime) -> None:
         text = _("Layer %(idx)d, %(word)s: %(who)s") % {
             "idx": page.layer,
             "word": {"refire": _("again"), "escalated": _("escalated")}.get(page.event, _("first page")),
-            "who": ", ".join((*who, *([_("%(count)d groups or addresses") % {"count": groups}] if groups else []))),
+            "who": ", ".join((*who, *([_groups(groups)] if groups else []))),
         }
         story.ahead.append(Next(planned.at, text, page.layer, "page", page.event, who))
     if not story.ahead and not story.nothing_ahead:
         story.nothing_ahead = _("the escalation is over")
+
+
+def _groups(count: int) -> str:
+    return ngettext("%(count)d group or address", "%(count)d groups or addresses", count) % {"count": count}
 
 
 def _subject(incident: Incident) -> match.Subject:
@@ -404,7 +440,7 @@ def as_text(story: Story) -> str:
 
     lines = [
         f"#{incident.num}  {incident.title}",
-        f"{incident.severity} {incident.status} {incident.progress}   id {hex_id(incident.created_at, incident.id)}   {incident.workspace.name}",
+        f"{incident.get_severity_display()} · {_('Recovered') if incident.status == 'Ok' else in_words(incident.status)} · {incident.get_progress_display()}   id {hex_id(incident.created_at, incident.id)}   {incident.workspace.name}",
         f"{_('Rule')}: {story.rule or '-'}"
         + (f"  ({_('edited since: this incident follows the version it began with')})" if story.edited_since else ""),
         "",
@@ -413,16 +449,17 @@ def as_text(story: Story) -> str:
         "",
         _("Who was told"),
         *(
-            f"  {at(told.sent_at or told.at)}  {told.who} · {told.channel} {told.address} · {told.event}"
+            f"  {at(told.sent_at or told.at)}  {' '.join(filter(None, [told.who, told.channel and f'· {told.channel}', told.address]))}"
+            + f" · {told.event_words}"
             + (f" L{told.layer_idx}" if told.layer_idx is not None else "")
-            + f" · {told.state}"
+            + f" · {told.state_words}"
             + (f" ({told.reason})" if told.reason else "")
             + (f" · {_('attempts')}: {told.attempts}" if told.attempts != 1 else "")
             for told in story.told
         ),
         "",
         _("Who was not, and why"),
-        *(f"  {at(item.at)}  {item.who} {item.how}: {item.reason}" for item in story.not_told),
+        *(f"  {at(item.at)}  {' '.join(filter(None, [item.who, item.how]))}: {item.reason}" for item in story.not_told),
         "",
         _("What will happen next"),
         *(f"  {at(item.at)}  {item.text}" for item in story.ahead),

@@ -37,6 +37,7 @@ from typing import Any
 from django.db import connection, transaction
 from django.db.models import Case, F, Value, When
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_noop
 
 from channels_app import outbox
 from escalation.ids import num
@@ -82,20 +83,20 @@ class Move:
 
 
 MOVES: dict[str, Move] = {
-    "acknowledge": Move("i_ack", OPEN, PROCESSING, cancels="acknowledged", cancels_forced=False),
-    "snooze": Move("i_snooze", OPEN, PROCESSING, cancels="acknowledged"),
+    "acknowledge": Move("i_ack", OPEN, PROCESSING, cancels=gettext_noop("acknowledged"), cancels_forced=False),
+    "snooze": Move("i_snooze", OPEN, PROCESSING, cancels=gettext_noop("acknowledged")),
     "unacknowledge": Move("i_unack", frozenset({PROCESSING}), TRIGGERED),
     "wake": Move("i_wake", frozenset({PROCESSING}), TRIGGERED),
-    "assign": Move("i_assign", OPEN, TRIGGERED, run_ends="assigned", cancels="superseded"),
-    "reassign": Move("i_assign", OPEN, TRIGGERED, run_ends="reassigned", cancels="superseded"),
+    "assign": Move("i_assign", OPEN, TRIGGERED, run_ends=gettext_noop("assigned"), cancels=gettext_noop("superseded")),
+    "reassign": Move("i_assign", OPEN, TRIGGERED, run_ends=gettext_noop("reassigned"), cancels=gettext_noop("superseded")),
     "escalate": Move("i_escalate", OPEN, TRIGGERED),
     "add_responder": Move("i_a_rspd", OPEN),
     "comment": Move("i_comm", ANY),
     "edit": Move("", ANY),
-    "close": Move("i_rslv", OPEN, CLOSED, again=True, run_ends="closed", cancels="closed"),
-    "recover": Move("i_rslv", OPEN, CLOSED, again=True, run_ends="closed", cancels="closed"),
-    "timeout": Move("i_rslv", OPEN, CLOSED, again=True, run_ends="closed", cancels="closed"),
-    "reopen": Move("i_reopen", frozenset({CLOSED}), TRIGGERED, run_ends="reopened"),
+    "close": Move("i_rslv", OPEN, CLOSED, again=True, run_ends=gettext_noop("closed"), cancels=gettext_noop("closed")),
+    "recover": Move("i_rslv", OPEN, CLOSED, again=True, run_ends=gettext_noop("closed"), cancels=gettext_noop("closed")),
+    "timeout": Move("i_rslv", OPEN, CLOSED, again=True, run_ends=gettext_noop("closed"), cancels=gettext_noop("closed")),
+    "reopen": Move("i_reopen", frozenset({CLOSED}), TRIGGERED, run_ends=gettext_noop("reopened")),
 }
 
 
@@ -466,7 +467,8 @@ def _move(
     changed: list[Incident] = []
     # A batch that fails takes its caller's transaction with it; only a refusal must leave that whole.
     with transaction.atomic(savepoint=not checks):
-        for incident in Incident.objects.select_for_update(no_key=True).filter(pk__in=list(ids)).order_by("pk"):
+        # A batch leaves what somebody else works on for its next turn: one lock that is held must not stop everybody's timers.
+        for incident in Incident.objects.select_for_update(no_key=True, skip_locked=checks).filter(pk__in=list(ids)).order_by("pk"):
             if checks and incident.progress not in move.starts:
                 continue
             change = look(incident)
@@ -546,8 +548,9 @@ def _assign(verb: str, incident_id: int, actor: Member | None, via: str, now: da
 
 
 def _directly_assigned(incident: Incident) -> bool:
-    if incident.assigned_type != "reopen":
-        return incident.assigned_type in ("assign", "reassign")
+    """Whether people have it because somebody said so, and not because a rule told them (which writes assigned_type, too)."""
+    if incident.assigned_type in ("assign", "reassign") and incident.rule_id is None and incident.layer_idx is None:
+        return True  # no run of it has begun yet
     last = Run.objects.filter(incident=incident).order_by("-pk").first()
     return last is not None and last.kind == Run.Kind.ASSIGN
 

@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from django.db import connection, transaction
+from django.utils.translation import gettext_noop
 
 from channels_app import policy
 from channels_app.models import Pulse
@@ -46,7 +47,7 @@ def take_over(holder: str | None, now: datetime) -> int:
                     extract(epoch FROM %(now)s - (d.lease_until - %(lease)s)), 'unknown', %(reason)s::text)),
                   holder = '', lease_until = NULL
                 FROM mine WHERE d.id = mine.id RETURNING d.id""",
-            values | {"places": places, "reason": "the process that sent it ended before it knew the outcome"},
+            values | {"places": places, "reason": gettext_noop("the process that sent it ended before it knew the outcome")},
         )
         count = len(cursor.fetchall())
         cursor.execute("UPDATE channels_app_address SET next_at = LEAST(next_at, %s) WHERE id = ANY(%s)", [now, places])

@@ -1,19 +1,20 @@
 """One message accepted from a source. The payload is immutable; intake writes the outcome once."""
 
 from django.db import models
+from django.utils.translation import gettext_lazy as _
 
 from escalation.models.integration import Integration
 
 
 class Event(models.Model):
     class Outcome(models.TextChoices):
-        CREATED = "created", "opened an alert"
-        MERGED = "merged", "merged into an open alert"
-        DUPLICATE = "duplicate", "identical to the alert's last event"
-        RECOVERED = "recovered", "recovered its alert"
-        NOTHING = "nothing", "nothing to recover"
-        DROPPED = "dropped", "not taken"  # outcome_detail says why: its workspace is disabled
-        FAILED = "failed", "could not be processed"
+        CREATED = "created", _("opened an alert")
+        MERGED = "merged", _("merged into an open alert")
+        DUPLICATE = "duplicate", _("identical to the alert's last event")
+        RECOVERED = "recovered", _("recovered its alert")
+        NOTHING = "nothing", _("nothing to recover")
+        DROPPED = "dropped", _("not taken")  # outcome_detail says why: its workspace is disabled
+        FAILED = "failed", _("could not be processed")
 
     integration = models.ForeignKey(Integration, on_delete=models.PROTECT, related_name="events")
     received_at = models.DateTimeField()

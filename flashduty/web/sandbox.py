@@ -18,6 +18,7 @@ from django.db.models import Exists, OuterRef, Q
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
 from django.shortcuts import render
 from django.utils.translation import gettext as _
+from django.utils.translation import pgettext
 from django.views.decorators.csrf import ensure_csrf_cookie
 from django.views.decorators.http import require_GET, require_POST
 
@@ -113,7 +114,7 @@ def _words() -> dict[str, str]:
     return {
         "now": _("now"), "minute": _("%s min ago"), "calling": _("Incoming call"), "pickUp": _("Answer"), "hangUp": _("Hang up"),
         "inCall": _("On the phone"), "missed": _("Missed call"), "called": _("Call"), "keys": _("1 acknowledge · 2 escalate · 3 close"),
-        "details": _("Open"), "empty": _("Nothing has arrived yet."), "offline": _("The server does not answer; trying again."),
+        "details": pgettext("look at", "Open"), "empty": _("Nothing has arrived yet."), "offline": _("The server does not answer; trying again."),
         "repeat": _("may be a repeat"), "app": _("Flashduty"), "voice": _("Phone"), "sms": _("Messages"), "email": _("Mail"),
         "im": _("Chat"), "acknowledge": _("Acknowledge"), "snooze": _("Snooze 30 min"), "escalate": _("Escalate"), "close": _("Close"),
         "failed": _("That did not work. Try again."), "live": _("live"), "bot": _("Flashduty bot"), "signIn": _("You are signed out: load the page again."),

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Final, Protocol
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxLengthValidator
 from django.db import models
-from django.utils.translation import gettext
+from django.utils.translation import gettext, pgettext_lazy
 from django.utils.translation import gettext_lazy as _
 
 from templates_app.choose import TemplateRow
@@ -84,7 +84,7 @@ class Template(models.Model):
     """The text for one event, channel kind (or format) and language."""
 
     class Event(models.TextChoices):
-        TRIGGERED = "triggered", _("Triggered")
+        TRIGGERED = "triggered", pgettext_lazy("event of a text", "Triggered")
         REFIRE = "refire", _("Loop")
         ESCALATED = "escalated", _("Escalated")
         ACKNOWLEDGED = "acknowledged", _("Acknowledged")
