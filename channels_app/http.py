@@ -297,6 +297,7 @@ class _Leaves:
     """Notes on the trip that the request has begun to leave; a proxy's CONNECT and the TLS handshake are not the request."""
 
     _connecting = False
+    _held: bytes | None = None  # the beginning of a request that has not left yet; None outside of a request
     guard: Guard
     sock: Any
 
@@ -310,11 +311,34 @@ class _Leaves:
         finally:
             self._connecting = False
 
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        self._held = b""
+        try:
+            super().request(*args, **kwargs)  # type: ignore[misc]
+            if self._held:
+                self._leave(b"")
+        finally:
+            self._held = None
+
     def send(self, data: Any) -> None:
+        if self._connecting or not isinstance(data, bytes) or self._held is None:
+            self._leave(data)
+        elif not self._held:
+            self._held = data  # the head waits for its body: one packet and one wake-up of the other side instead of two
+        else:
+            self._leave(data)
+
+    def _leave(self, data: Any) -> None:
         if not self._connecting:
             if self.sock is None:
                 self.connect()
             trip.left = True
+        if self._held:
+            held, self._held = self._held, b""
+            if isinstance(data, bytes):
+                data = held + data
+            else:
+                super().send(held)  # type: ignore[misc]
         super().send(data)  # type: ignore[misc]
 
 
