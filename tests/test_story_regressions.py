@@ -1,0 +1,188 @@
+"""Stories of what once went wrong: moves made faster than the engine acts, pages that reach nobody, rows that are broken."""
+
+import pytest
+
+from channels_app.models import Notification, Preference
+from escalation import engine, lifecycle, rules
+from escalation.models import Layer, RuleSnapshot, Run, TimelineEntry
+from mapping.models import Installation
+from tests.world import layer
+
+pytestmark = pytest.mark.django_db
+
+
+def kinds() -> list[str]:
+    return list(TimelineEntry.objects.order_by("id").values_list("type", flat=True))
+
+
+# ---- moves that the engine finds together ----
+
+
+def test_assigned_to_one_and_then_to_another_before_the_engine_acted(world):
+    lee, kim = world.person("Lee"), world.person("Kim")
+    world.rule(layer(lee))
+    world.alert("hot potato")
+    world.expect(("Lee", "app", "triggered"))
+    incident = world.incident().id
+    lifecycle.assign(incident, actor=None, via="api", now=world.now, member_ids=[lee.id])
+    lifecycle.reassign(incident, actor=None, via="api", now=world.now, member_ids=[kim.id])
+    world.settle()
+    world.expect(("Kim", "app", "triggered"))
+    assert Run.objects.get(ended_at=None).kind == "assign" and "i_failed" not in kinds()
+
+
+def test_reopened_acknowledged_and_taken_back_before_the_engine_acted(world):
+    lee = world.person("Lee")
+    world.rule(layer(lee))
+    world.alert("back and forth")
+    world.expect(("Lee", "app", "triggered"))
+    incident = world.do("close").id
+    lifecycle.reopen(incident, actor=None, via="api", now=world.now, reason="not fixed")
+    lifecycle.acknowledge(incident, actor=lee, via="api", now=world.now)
+    lifecycle.unacknowledge(incident, actor=lee, via="api", now=world.now)
+    world.settle()
+    world.expect(("Lee", "app", "triggered"))
+    assert Run.objects.filter(ended_at=None).count() == 1 and "i_failed" not in kinds()
+
+
+def test_a_responder_who_was_added_is_not_paged_about_what_was_closed_meanwhile(world):
+    lee, kim = world.person("Lee"), world.person("Kim")
+    world.rule(layer(lee))
+    world.alert("over already")
+    world.expect(("Lee", "app", "triggered"))
+    incident = world.incident().id
+    lifecycle.add_responder(incident, actor=None, via="api", now=world.now, member_ids=[kim.id])
+    lifecycle.close(incident, actor=None, via="api", now=world.now)
+    world.settle()
+    world.silence()
+
+
+def test_reopened_the_rule_starts_again_with_all_its_layers(world):
+    lee, boss = world.person("Lee"), world.person("Boss")
+    world.rule(layer(lee, escalate_window=5), layer(boss))
+    world.alert("not fixed")
+    world.do("close")
+    world.fresh()
+    world.do("reopen", reason="not fixed")
+    world.expect(("Lee", "app", "triggered"))
+    world.pass_time(minutes=5)
+    world.expect(("Boss", "app", "escalated"), at=300)
+    world.ack()
+
+
+def test_reopened_whoever_it_was_assigned_to_has_it_again(world):
+    lee, kim = world.person("Lee"), world.person("Kim")
+    world.rule(layer(lee))
+    world.alert("yours")
+    world.do("assign", member_ids=[kim.id])
+    world.do("close")
+    world.fresh()
+    world.do("reopen", reason="not fixed")
+    world.expect(("Kim", "app", "triggered"))
+    world.ack()
+
+
+# ---- silence ----
+
+
+def test_what_gets_worse_after_the_run_has_ended_is_paged(world):
+    lee = world.person("Lee", [])
+    for severity, kind in (("Info", "sandbox_email"), ("Critical", "sandbox_voice")):
+        world.channel(kind)
+        Preference.objects.create(member=lee, severity=severity, kind=kind)
+    world.alert("creeping", "Info")
+    world.do("assign", member_ids=[lee.id])
+    world.expect(("Lee", "email", "triggered"))
+    world.pass_time(minutes=20)
+    assert not Run.objects.filter(ended_at=None).exists()
+    world.alert("creeping", "Critical")
+    world.expect(("Lee", "voice", "triggered"))
+    world.ack()
+
+
+def test_a_group_that_wants_no_loops_is_not_a_layer_that_reaches_nobody(world):
+    lee = world.person("Lee")
+    world.rule(layer(groups=[(world.group(), {"events": ["triggered"]})], escalate_window=30, notify_step=10, max_times=2), layer(lee))
+    world.alert("once is enough")
+    world.expect(("#ops", "group", "triggered"))
+    world.pass_time(minutes=29)
+    world.silence()
+    world.pass_time(minutes=1)
+    world.expect(("Lee", "app", "escalated"), at=1800)
+    world.ack()
+
+
+def test_whoever_it_was_assigned_to_cannot_be_reached_within_minutes_so_the_catch_all_is_told(world):
+    lee, boss = world.person("Lee"), world.person("Boss")
+    world.workspace.catch_all_members.add(boss)
+    world.rule(layer(boss))
+    world.alert("nobody home")
+    world.do("assign", member_ids=[lee.id])
+    world.fresh()
+    Notification.objects.filter(run=Run.objects.get(ended_at=None).id).update(exhausted_at=world.now)
+    world.settle()
+    world.expect(("Boss", "app", "triggered"))
+    assert Run.objects.get(ended_at=None).kind == "catch_all" and "i_failed" not in kinds()
+    world.ack()
+
+
+def test_pages_of_two_layers_fail_in_one_pass_and_the_last_layer_gives_way(world):
+    lee, kim, boss = world.person("Lee"), world.person("Kim"), world.person("Boss")
+    world.workspace.catch_all_members.add(boss)
+    world.rule(layer(lee, escalate_window=5), layer(kim, escalate_window=60))
+    world.alert("both lines are dead")
+    world.pass_time(minutes=5)
+    world.fresh()
+    Notification.objects.update(exhausted_at=world.now)
+    world.settle()
+    world.expect(("Boss", "app", "triggered"), at=300)
+    world.ack()
+
+
+def test_an_added_responder_who_could_not_be_told_is_named_on_the_timeline(world):
+    lee, kim = world.person("Lee"), world.person("Kim")
+    world.rule(layer(lee))
+    world.alert("help")
+    world.do("add_responder", member_ids=[kim.id])
+    world.fresh()
+    Notification.objects.filter(run=None).update(exhausted_at=world.now)
+    world.settle()
+    assert TimelineEntry.objects.filter(type="i_layer", detail__result="failed").count() == 1
+    world.ack()
+
+
+# ---- rows that are broken ----
+
+
+def test_a_rule_that_cannot_be_read_tells_the_catch_all_and_stops_nobody_else(world):
+    lee, boss = world.person("Lee"), world.person("Boss")
+    world.workspace.catch_all_members.add(boss)
+    world.rule(layer(lee), filters=[[{"key": "severity", "oper": "IN", "vals": ["Critical"]}]])
+    world.rule(layer(lee))
+    Layer.objects.filter(rule__priority=0).update(emails=5)
+    for title, severity in (("broken", "Critical"), ("fine", "Warning")):
+        world.alert(title, severity, settle=False)
+    world.settle()
+    world.expect(("Boss", "app", "triggered"), ("Lee", "app", "triggered"))
+    assert kinds().count("i_failed") == 1 and "could not go on" in Installation.get().alarm
+    world.ack("broken")
+    world.ack("fine")
+
+
+def test_a_run_whose_frozen_rule_is_broken_tells_the_catch_all_and_stops_nobody_else(world):
+    lee, boss = world.person("Lee"), world.person("Boss")
+    world.workspace.catch_all_members.add(boss)
+    rule = world.rule(layer(lee, notify_step=1, max_times=1))
+    world.alert("broken")
+    Layer.objects.update(notify_step=2)
+    rules.changed([rule.id])
+    world.alert("fine")
+    world.fresh()
+    RuleSnapshot.objects.filter(id=Run.objects.order_by("id").first().snapshot_id).update(body={"layers": 5})
+    engine.fresh()
+    world.pass_time(minutes=2)
+    world.expect(("Boss", "app", "triggered"), ("Lee", "app", "refire"))
+    ended = Run.objects.order_by("id").first()
+    assert ended.end_reason and kinds().count("i_failed") == 1
+    world.ack("broken")
+    world.ack("fine")
