@@ -29,6 +29,7 @@ from channels_app.book import Book
 from channels_app.compose import Claimed, Result
 from channels_app.http import DeliveryError
 from channels_app.models import Delivery
+from channels_app.outbox.statements import planned_once
 from mapping.clock import wake
 from mapping.crypto import new_secret
 
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 REFRESH = timedelta(seconds=1)  # how old what we know of channels may be
 CHORES = 1.0  # seconds between two looks for drains that died
 FALLBACKS = 0.05
+LOCKED = 0.005
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 LITTER = 3600.0  # seconds
 BATCH = 256  # most messages in one claim
@@ -100,22 +102,25 @@ class Drain:
             self.next_chores = moment + CHORES
             outbox.pulse(now)
             self._bury(now)
+        room = self._room()
+        due, late, ahead = self._look(now, room)
         started = 0
-        if moment >= self.next_fallbacks:
+        if late and moment >= self.next_fallbacks:
             self.next_fallbacks = moment + FALLBACKS
             started = outbox.fallbacks(now, self.book)
-        room = self._room()
         if not room.total:
             return None  # a sender that becomes free wakes us
         if self.threads - room.total >= CROWD and (rest := self.last_claim + PACE - moment) > 0:
             return rest
+        if not due and not started:
+            return FALLBACKS if late else ahead
         self.last_claim = moment
         claimed = outbox.claim(self.holder, now, room, self.book)
         if claimed:
             self._start(claimed)
         if claimed or started:
             return 0 if len(claimed) < room.total else None
-        return self._ahead(now)
+        return LOCKED  # somebody else works on what is due, or it was told to wait: the next look knows until when
 
     def finish(self, left: Callable[[], float]) -> None:
         """Waits for what is in flight, as long as `left()` says; what is still out then becomes unknown, and others send it again."""
@@ -171,15 +176,21 @@ class Drain:
         with self.guard:
             return self.unrecorded
 
-    def _ahead(self, now: datetime) -> float | None:
-        with connection.cursor() as cursor:
+    def _look(self, now: datetime, room: outbox.Room) -> tuple[bool, bool, float | None]:
+        """Is there something to claim, is a fallback due, and the seconds to what lies ahead: most ticks end with this one statement."""
+        with planned_once() as cursor:
             cursor.execute(
-                """SELECT LEAST((SELECT min(next_at) FROM channels_app_address WHERE next_at > %(now)s AND next_at < %(soon)s),
-                                (SELECT min(fallback_at) FROM channels_app_delivery WHERE fallback_at < %(soon)s))""",
-                {"now": now, "soon": now + timedelta(seconds=resident.LONGEST_SLEEP)},
-            )
-            at = cursor.fetchone()[0]
-        return None if at is None else max(0.001, (at - now).total_seconds())
+                """SELECT EXISTS (SELECT FROM channels_app_address
+                                  WHERE next_at <= %(now)s AND channel_id <> ALL(%(full)s::bigint[]) AND id <> ALL(%(busy)s::bigint[])),
+                          EXISTS (SELECT FROM channels_app_delivery WHERE fallback_at <= %(now)s),
+                          LEAST((SELECT min(next_at) FROM channels_app_address WHERE next_at > %(now)s AND next_at < %(soon)s),
+                                (SELECT min(fallback_at) FROM channels_app_delivery WHERE fallback_at > %(now)s AND fallback_at < %(soon)s))""",
+                {
+                    "now": now, "soon": now + timedelta(seconds=resident.LONGEST_SLEEP), "full": room.full_channels(), "busy": list(room.full),
+                },
+            )  # fmt: skip
+            due, late, at = cursor.fetchone()
+        return due, late, None if at is None else max(0.001, (at - now).total_seconds())
 
     def _bury(self, now: datetime) -> None:
         """Takes over from the holders of this node whose lock is free, and from any whose lease ran out."""

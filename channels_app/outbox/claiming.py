@@ -38,6 +38,10 @@ class Room:
         others = sum(self.by_channel.values()) - mine
         return max(0, min(self.total, max(1, (self.threads - others) * 3 // 4) - mine))
 
+    def full_channels(self) -> list[int]:
+        """Those that may have no more."""
+        return [pk for pk, count in self.by_channel.items() if count and not self.of_channel(pk)]
+
 
 @dataclass(slots=True)
 class _Place:
@@ -59,7 +63,7 @@ class _Place:
 def claim(holder: str, now: datetime, room: Room, notes: Book) -> list[Claimed]:
     """Takes what is due and fits `room`, most severe first, in one short transaction; from then on requests may leave. `notes` is refreshed
     by the caller."""
-    full = [pk for pk, count in room.by_channel.items() if count and not room.of_channel(pk)]
+    full = room.full_channels()
     with transaction.atomic(), planned_once() as cursor:
         # Addresses are looked at in the order in which they became due, but of the first thousand the most severe go first.
         cursor.execute(
