@@ -62,7 +62,7 @@ class Live:
     incident: Incident
     follows: rules.Frozen
     state: plan.State
-    told: targets.Told = targets.Told()
+    told: targets.Told = field(default_factory=targets.Told)
     new: bool = False
     step: plan.Step | None = None
     end: str = ""
@@ -582,7 +582,7 @@ def _reaches(live: Live, layer: int, now: datetime) -> bool:
     """Whether a layer has somebody to tell at its start."""
     body, severity = live.follows.layer(layer), live.incident.severity
     firsts = (events.TRIGGERED, events.ESCALATED)
-    return any(targets.resolve(body, severity=severity, event=event, told=live.told, now=now).to for event in firsts)
+    return any(targets.resolve(body, severity=severity, event=event, told=live.told.until(layer), now=now).to for event in firsts)
 
 
 def _number(lives: Sequence[Live]) -> None:

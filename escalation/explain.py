@@ -378,7 +378,7 @@ def _ahead(story: Story, now: datetime) -> None:
         if run.ended_at is not None and incident.snoozed_until is not None:
             # The run stopped when it was acknowledged; the end of the snooze takes it up again.
             state = plan.restart_layer(follows.timing, state, incident.snoozed_until, "wake")
-    told: Sequence[int] = tuple(run.state.get("told", ())) if run is not None else ()
+    told: Sequence[int] = targets.Told.of(run.state.get("told") if run is not None else None).until(max(state.layer, 0))
     snoozed = incident.snoozed_until if incident.progress == Incident.Progress.PROCESSING else None
     audiences: dict[tuple[int, str], targets.Audience] = {}
     layers = follows.body["layers"]

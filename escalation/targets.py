@@ -34,6 +34,32 @@ class Missing:
 
 
 @dataclass(frozen=True, slots=True)
+class Told:
+    """Whom a run told: the members of the layer it reached last, and those it had told before that layer. A layer that says "their
+    supervisors" means the latter each time it pages, or its own loop would go to the supervisors of the supervisors."""
+
+    layer: int = -1
+    here: tuple[int, ...] = ()
+    before: tuple[int, ...] = ()
+
+    def until(self, layer: int) -> tuple[int, ...]:
+        """The members told before `layer`."""
+        return self.before if layer == self.layer else self.here
+
+    def and_now(self, layer: int, members: Sequence[int]) -> "Told":
+        """The same after `layer` has told `members`."""
+        return Told(layer, tuple(members), self.until(layer))
+
+    def plain(self) -> list[Any]:
+        return [self.layer, list(self.here), list(self.before)]
+
+    @classmethod
+    def of(cls, plain: Sequence[Any] | None) -> "Told":
+        """The inverse of `plain`; nobody where nothing is kept yet."""
+        return cls(plain[0], tuple(plain[1]), tuple(plain[2])) if plain else cls()
+
+
+@dataclass(frozen=True, slots=True)
 class Audience:
     """Where a page goes, whom it is meant for, and what is missing."""
 

@@ -360,3 +360,28 @@ def test_one_live_run_and_it_ends_with_the_incident(world):
     world.recover("short")
     assert not Run.objects.filter(ended_at=None).exists()
     assert Incident.objects.get().closed_by == "auto"
+
+
+def test_a_layer_of_supervisors_goes_on_to_the_same_supervisors(world):
+    """Its loops and its restart after a snooze are for the supervisors of whoever was told before, not for the supervisors' own."""
+    director = world.person("Director")
+    boss = world.person("Boss", supervisor=director)
+    lee = world.person("Lee", supervisor=boss)
+    world.rule(
+        layer(lee, escalate_window=5),
+        layer(supervisors=True, notify_step=5, max_times=1, escalate_window=30),
+        layer(supervisors=True, escalate_window=30),
+    )
+    world.alert("checkout is down")
+    world.expect(("Lee", "app", "triggered"), at=0)
+    world.pass_time(minutes=5)
+    world.expect(("Boss", "app", "escalated"), at=300)
+    assert [item.who for item in explain.ahead(world.incident(), world.now) if item.what == "page"] == [("Boss",), ("Director",)]
+    world.pass_time(minutes=5)
+    world.expect(("Boss", "app", "refire"), at=600)
+    world.do("snooze", actor=boss, minutes=30)
+    world.pass_time(minutes=30)
+    world.expect(("Boss", "app", "triggered"), at=2400)
+    world.pass_time(minutes=30)
+    world.expect(("Boss", "app", "refire"), ("Director", "app", "escalated"))
+    world.do("close")
