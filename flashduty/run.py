@@ -42,6 +42,10 @@ OURS = (
 FOREIGN = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKE_TERMOUT", "MAKE_TERMERR", "FLASHDUTY_RUN_DIR", "FLASHDUTY_RESIDENT", "PYTHONHOME")
 
 
+# How PostgreSQL tells of sessions that ended because we did.
+_GOODBYES = r"due to administrator command|connection to client lost"
+
+
 class Wrong(Exception):
     """One sentence for whoever typed the command."""
 
@@ -276,7 +280,7 @@ class Run:
             new = new[: new.rfind(b"\n") + 1]
             self.journal_read += len(new)
             for line in new.decode(errors="replace").splitlines():
-                if re.search(r"\b(WARNING|ERROR|FATAL|PANIC):", line) and "due to administrator command" not in line:
+                if re.search(r"\b(WARNING|ERROR|FATAL|PANIC):", line) and not re.search(_GOODBYES, line):
                     say(line.split("] ", 1)[-1], "postgres")
 
     def _announce(self) -> None:

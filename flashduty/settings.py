@@ -140,6 +140,7 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "flashduty.api.ingest.lane",  # pushes of alert sources pass the rest by
+    "flashduty.health.lane",  # and so do probes
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",

@@ -311,3 +311,9 @@ def test_an_app_key_is_found_in_query_and_headers(db, rf):
     Member.objects.update(is_active=False)
     with pytest.raises(auth.ApiError):
         auth.app_key(request, writes=False)
+
+
+def test_a_probe_that_knows_only_our_address_is_answered(client, db):
+    assert client.get("/healthz", headers={"Host": "10.1.2.3:8000"}).content == b"ok\n"
+    assert client.get("/readyz", headers={"Host": "10.1.2.3:8000"}).json()["reasons"]  # no worker runs in this test, and it says so
+    assert client.get("/admin/login/", headers={"Host": "10.1.2.3:8000"}).status_code == 400
