@@ -1,6 +1,7 @@
 """One rule at work on one incident; the timer is its next_at."""
 
 from django.db import models
+from django.utils.translation import gettext_lazy as _
 
 from escalation.models.incident import Incident
 from escalation.models.rule import RuleSnapshot
@@ -8,10 +9,10 @@ from escalation.models.rule import RuleSnapshot
 
 class Run(models.Model):
     class Kind(models.TextChoices):
-        RULE = "rule"
-        ASSIGN = "assign"  # directly to people: their preferences, no escalation
-        CATCH_ALL = "catch_all"  # the workspace's
-        INSTALLATION = "installation"  # the installation's
+        RULE = "rule", _("Rule")
+        ASSIGN = "assign", _("Assign")  # directly to people: their preferences, no escalation
+        CATCH_ALL = "catch_all", _("Catch All")  # the workspace's
+        INSTALLATION = "installation", _("Installation")  # the installation's
 
     incident = models.ForeignKey(Incident, on_delete=models.CASCADE, related_name="runs")
     snapshot = models.ForeignKey(RuleSnapshot, on_delete=models.PROTECT, related_name="runs")

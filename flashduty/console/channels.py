@@ -53,6 +53,7 @@ from mapping.models import Member
 from mapping.models.contact_point import mask
 from mapping.visibility import Role
 from templates_app.events import build_test
+from templates_app.models import Template
 
 PREFIX = "set_"
 CLEAR = "clear_"
@@ -489,7 +490,7 @@ class DeliveryAdmin(MachineAdmin):
     @display(description=gettext_lazy("event"))
     def event(self, row: Delivery) -> str:
         layer = row.notification.layer_idx
-        return row.notification.event + (f" · L{layer}" if layer is not None else "")
+        return _event_words(row.notification) + (f" · L{layer}" if layer is not None else "")
 
     @display(description=gettext_lazy("incident"))
     def incident(self, row: Any) -> str:
@@ -544,6 +545,11 @@ class DeliveryAdmin(MachineAdmin):
         self.message_user(request, _("Cancelled: %(count)d.") % {"count": done}, messages.SUCCESS if done else messages.WARNING)
 
 
+def _event_words(notification: Notification) -> str:
+    names = dict(Template.Event.choices)
+    return str(names.get(notification.event, notification.event))
+
+
 def _mine(request: HttpRequest, queryset: models.QuerySet) -> models.QuerySet:
     """Of these deliveries, those of incidents and channels that the person configures."""
     user: Any = request.user
@@ -558,15 +564,15 @@ def _mine(request: HttpRequest, queryset: models.QuerySet) -> models.QuerySet:
 
 @admin.register(Notification)
 class NotificationAdmin(MachineAdmin):
-    list_display = ("id", "created_at", "event", "severity", "layer_idx", "is_page", "incident", "told", "exhausted_at")
+    list_display = ("id", "created_at", "shown_event", "shown_severity", "layer_idx", "is_page", "incident", "told", "exhausted_at")
     list_filter = ("event", "severity", "is_page")
     lookups = ("topic", "run")
     ordering = ("-id",)
     fields = (
-        ("event", "severity", "layer_idx"), "incident", "created_at", ("is_page", "survives_ack"), ("exhausted_at", "exhausted_handled_at"), "context",
+        ("shown_event", "shown_severity", "layer_idx"), "incident", "created_at", ("is_page", "survives_ack"), ("exhausted_at", "exhausted_handled_at"), "context",
     )  # fmt: skip
     readonly_fields = (
-        "event", "severity", "layer_idx", "incident", "created_at", "is_page", "survives_ack", "exhausted_at", "exhausted_handled_at", "context",
+        "shown_event", "shown_severity", "layer_idx", "incident", "created_at", "is_page", "survives_ack", "exhausted_at", "exhausted_handled_at", "context",
     )  # fmt: skip
 
     def get_queryset(self, request: HttpRequest) -> models.QuerySet:
@@ -581,6 +587,14 @@ class NotificationAdmin(MachineAdmin):
         return super().get_queryset(request).annotate(
             _num=Subquery(incident.values("num")[:1]), _title=Subquery(incident.values("title")[:1]), _told=Subquery(told)
         )  # fmt: skip
+
+    @display(description=gettext_lazy("event"), ordering="event")
+    def shown_event(self, row: Notification) -> str:
+        return _event_words(row)
+
+    @display(description=gettext_lazy("severity"), ordering="severity")
+    def shown_severity(self, row: Notification) -> str:
+        return in_words(row.severity)
 
     @display(description=gettext_lazy("incident"))
     def incident(self, row: Any) -> str:

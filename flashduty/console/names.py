@@ -5,8 +5,8 @@ from typing import Any
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
-from channels_app.models import Address, Delivery, Notification
-from escalation.models import Alert, Event, RuleSnapshot, Run, TimelineEntry
+from channels_app.models import Address, Delivery, Notification, Preference
+from escalation.models import Alert, EscalationRule, Event, RuleSnapshot, Run, TimelineEntry
 from mapping.models import Throttle
 
 _TIMES = {"created_at": _("created"), "started_at": _("started"), "ended_at": _("ended"), "next_at": _("due next")}
@@ -17,7 +17,14 @@ _COMMON: dict[str, Any] = {
     "layer_idx": _("layer"), "kind": _("kind"), "type": _("type"), "status": _("status"), "detail": _("detail"), "via": _("by way of"),
     "actor": _("who"), "handled_at": _("handled by the engine"), "snapshot": _("frozen rule"), "body": _("content"), "alert": _("alert"),
     "is_page": _("is a page"), "survives_ack": _("even if acknowledged"), "context": _("what the texts are made of"),
+    "alert_key": _("alert key"), "images": _("images"), "links": _("links"), "is_open": _("is open"),
 }  # fmt: skip
+
+# Fields without a name in models that have one.
+UNNAMED: dict[type[models.Model], tuple[str, ...]] = {
+    Alert: ("alert_key", "images", "incident", "integration", "is_open", "links"),
+    EscalationRule: ("version",),
+}
 
 NAMES: dict[type[models.Model], tuple[Any, Any, dict[str, Any]]] = {
     Delivery: (_("delivery"), _("deliveries"), {
@@ -51,6 +58,10 @@ def _called(row: models.Model) -> str:
 def give() -> None:
     """Gives the names. On the classes and not in their files, so that words of the console are no migrations of other houses."""
     Alert.__str__ = lambda alert: alert.title  # type: ignore[method-assign,assignment,attr-defined]
+    Preference.__str__ = _called  # type: ignore[method-assign,assignment]
+    for model, unnamed in UNNAMED.items():
+        for field_name in unnamed:
+            model._meta.get_field(field_name).verbose_name = _COMMON[field_name]  # type: ignore[union-attr]
     for model, (one, many, fields) in NAMES.items():
         model._meta.verbose_name, model._meta.verbose_name_plural = one, many
         model.__str__ = _called  # type: ignore[method-assign,assignment]
