@@ -16,7 +16,9 @@ from channels_app import addresses, outbox, transport
 from channels_app.models import Channel
 from mapping.models import ContactPoint, MappingEntry, Member
 
+# Stored reasons that name something.
 NOT_ENABLED = gettext_noop("channel %(name)s is not enabled")
+CANCELLED_BY = gettext_noop("cancelled by %(name)s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +78,12 @@ class Audience:
 
 def in_words(reason: str) -> str:
     """A stored reason (English, of this module, the engine or the outbox) in the language that is active; what a provider said stays as it is."""
-    before, after = NOT_ENABLED.split("%(name)s")
 
     def one(part: str) -> str:
-        if part.startswith(before) and part.endswith(after):
-            return _(NOT_ENABLED) % {"name": part.removeprefix(before).removesuffix(after)}
+        for pattern in (NOT_ENABLED, CANCELLED_BY):
+            before, after = pattern.split("%(name)s")
+            if part.startswith(before) and part.endswith(after):
+                return _(pattern) % {"name": part.removeprefix(before).removesuffix(after)}
         return _(part) if part else ""
 
     return "; ".join(map(one, reason.split("; ")))

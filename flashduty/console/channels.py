@@ -32,7 +32,7 @@ from unfold.widgets import (
 from channels_app import addresses, outbox, transport
 from channels_app.models import Address, Channel, ChannelHealth, Delivery, Notification
 from escalation.models import Incident
-from escalation.targets import in_words
+from escalation.targets import CANCELLED_BY, in_words
 from flashduty.console.base import (
     ChoicesField,
     JsonField,
@@ -541,7 +541,7 @@ class DeliveryAdmin(MachineAdmin):
     def cancel(self, request: HttpRequest, queryset: models.QuerySet) -> None:
         topics = list(_mine(request, queryset).exclude(topic=None).values_list("topic", flat=True).distinct())
         with transaction.atomic():
-            done = outbox.cancel(topics, f"cancelled by {request.user}", db_now(), keep_forced=False)
+            done = outbox.cancel(topics, CANCELLED_BY % {"name": request.user}, db_now(), keep_forced=False)
         self.message_user(request, _("Cancelled: %(count)d.") % {"count": done}, messages.SUCCESS if done else messages.WARNING)
 
 

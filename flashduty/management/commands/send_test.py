@@ -8,6 +8,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils.translation import gettext as _
 
 from channels_app.models import Channel, Delivery
+from escalation.targets import in_words
 from flashduty.console.channels import may_test, send_test
 from mapping.models import Member
 
@@ -39,7 +40,7 @@ class Command(BaseCommand):
             raise CommandError(
                 _("Nothing has taken the message within %(seconds).0f s. Are the workers running?") % {"seconds": options["wait"]}
             )
-        said = f"{delivery.get_state_display()} {delivery.reason}{attempts}".strip()
+        said = f"{delivery.get_state_display()} {in_words(delivery.reason)}{attempts}".strip()
         if delivery.state in (Delivery.State.SENT, Delivery.State.DELIVERED, Delivery.State.ANSWERED):
             self.stdout.write(self.style.SUCCESS(said))
         else:
