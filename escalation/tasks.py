@@ -2,9 +2,8 @@
 
 from datetime import datetime, timedelta
 
-from django.db import connection
-
 from channels_app import resident
+from channels_app.outbox.statements import planned_once
 from escalation import engine as engine_
 from escalation import intake as intake_
 
@@ -38,7 +37,7 @@ def _intake(now: datetime) -> float | None:
 def _engine(now: datetime) -> float | None:
     if engine_.run_once(now, budget_ms=ENGINE_BUDGET_MS):
         return 0
-    with connection.cursor() as cursor:
+    with planned_once() as cursor:
         cursor.execute(AHEAD, {"now": now, "soon": now + timedelta(seconds=resident.LONGEST_SLEEP)})
         ahead = cursor.fetchone()[0]
     return None if ahead is None else (ahead - now).total_seconds()
