@@ -13,7 +13,7 @@ from django.utils import translation
 from django.utils.translation.template import templatize
 
 from channels_app import links
-from escalation import explain
+from escalation import explain, targets
 from escalation.ids import hex_id
 from escalation.models import Event
 from mapping.clock import db_now
@@ -24,7 +24,7 @@ HOUSES = ("mapping", "templates_app", "channels_app", "escalation", "flashduty")
 CHINESE = re.compile("[\u4e00-\u9fff]")
 # Names and signs that are the same in both languages.
 AS_THEY_ARE = {"API", "APP key", "APP keys", "Flashduty", "Id", "URL", "Webhook", "Webhooks", "webhook", "%(who)s: %(comment)s"}
-AS_THEY_ARE |= {"%(who)s: %(state)s%(reason)s", "%(who)s by %(channel)s: %(state)s%(reason)s", ", ", "; "}
+AS_THEY_ARE |= {"%(occasion)s: %(told)s", ".", "%(who)s: %(state)s%(reason)s", "%(who)s by %(channel)s: %(state)s%(reason)s", ", ", "; "}
 
 
 @dataclass
@@ -112,10 +112,14 @@ def in_python(path: Path) -> Iterator[str]:
                 yield "\x04".join(str(text) for text in texts[: at + 1])
 
 
+_TEXT = r"""u?('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+_IN_TEMPLATE = re.compile(rf"\b(?:(?:_|n?gettext)\(\s*|n?pgettext\(\s*{_TEXT}\s*,\s*){_TEXT}")
+
+
 def in_template(path: Path) -> Iterator[str]:
     # Django's own way to show a template to xgettext: everything but calls of gettext is blanked out.
-    for call in re.finditer(r"""\b(?:_|n?gettext)\(\s*u?(r?(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"))""", templatize(path.read_text())):
-        yield ast.literal_eval(call[1])
+    for context, text in _IN_TEMPLATE.findall(templatize(path.read_text())):
+        yield (f"{ast.literal_eval(context)}\x04" if context else "") + ast.literal_eval(text)
 
 
 def test_everything_that_is_said_is_in_the_catalogue():
@@ -200,6 +204,13 @@ def test_why_nobody_was_told(world):
         text = explain.as_text(explain.explain(world.incident(), world.now))
     assert "环节 0 无人可通知：渠道 旧群 未启用" in text
     assert "无人可通知：最后一个环节结束仍无人响应；也没有设置兜底接收人" in text
+
+
+def test_a_stored_reason_becomes_words_and_what_a_provider_said_stays():
+    with translation.override("zh-hans"):
+        assert targets.in_words(targets.CANCELLED_BY % {"name": "李雷"}) == "已由 李雷 取消"
+        assert targets.in_words("The phone number is not verified.; channel #ops is not enabled") == "手机号未验证。; 渠道 #ops 未启用"
+        assert targets.in_words("550 no such user") == "550 no such user" and targets.in_words("") == ""
 
 
 def test_the_parts_of_a_count_are_in_the_plural(world):

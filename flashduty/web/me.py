@@ -353,7 +353,7 @@ def _severity(member: Member, severity: str, words: Any, now: datetime) -> dict[
         "words": words,
         "rows": [{"value": _way_of(p), "delay": p.delay, "label": p.channel.name if p.channel else _label(p.kind)} for p in chosen],
         "by_default": not chosen,
-        "sentence": sentence[:1].upper() + sentence[1:] + "." if sentence else "",
+        "sentence": sentence[:1].upper() + sentence[1:] + pgettext("end of a sentence", ".") if sentence else "",
         "missing": [(_label(item.kind) if item.kind else "", _(item.reason)) for item in targets if isinstance(item, addresses.Missing)],
         "full": len(chosen) >= MOST_WAYS,
     }
