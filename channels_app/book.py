@@ -1,17 +1,21 @@
 """What sending needs to know beforehand, read from rows and kept as plain values: channels with their transports opened, their circuit
 breakers, the texts of template sets, whose language. Sender threads use it, and they never touch the database."""
 
+import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from django.db.models import TextField
+from django.db.models.functions import Cast
 from django.utils.translation import gettext as _
 
 from channels_app import limits, transport
 from channels_app.models import Channel, ChannelHealth
 from channels_app.transport import Http, Limit, Transport
+from mapping.crypto import decrypt
 from mapping.models import Installation, Member
 from templates_app.choose import TemplateRow
 from templates_app.models import TemplateSet
@@ -64,9 +68,9 @@ class Book:
         self.language = Installation.objects.filter(id=1).values_list("language", flat=True).first() or Installation.get().language
         health = {row.channel_id: row for row in ChannelHealth.objects.all()}
         self.channels = {}
-        for row in Channel.objects.all():
+        for row in _channels():
             seen = (
-                row.kind, row.name, row.status, row.settings, row.proxy, row.ca_bundle, row.allowed_hosts, row.limits, row.fallback_kinds,
+                row.kind, row.name, row.status, row.sealed_settings, row.sealed_proxy, row.ca_bundle, row.allowed_hosts, row.limits, row.fallback_kinds,
                 row.fallback_channel_id,
             )  # fmt: skip
             known = self._known.get(row.id)
@@ -96,7 +100,13 @@ def people(ids: Iterable[int]) -> dict[int, Person]:
     return {row[0]: Person(*row) for row in rows}
 
 
-def _opened(row: Channel) -> Open:
+def _channels() -> Iterable[Any]:
+    """All channels with their secrets as the database keeps them: one that no key opens must not stop the others."""
+    sealed = {f"sealed_{name}": Cast(name, TextField()) for name in ("settings", "proxy")}
+    return Channel.objects.defer("settings", "proxy").annotate(**sealed)
+
+
+def _opened(row: Any) -> Open:
     opened: Transport | None = None
     trouble = ""
     try:
@@ -104,8 +114,9 @@ def _opened(row: Channel) -> Open:
         if row.status != "enabled":
             trouble = _("The channel %(name)s is switched off.") % {"name": row.name}
         else:
-            settings: Any = row.settings  # a JSON field whose type the stubs take for text
-            opened = style(settings, Http(row.proxy, row.ca_bundle, row.allowed_hosts))
+            settings = json.loads(decrypt(row.sealed_settings)) if row.sealed_settings else {}
+            proxy = decrypt(row.sealed_proxy) if row.sealed_proxy else ""
+            opened = style(settings, Http(proxy, row.ca_bundle, row.allowed_hosts))
     except Exception as error:
         # A channel that cannot be opened must not stop the others; its messages fail with this sentence.
         log.warning("channel %s (%s) cannot be opened: %s", row.id, row.kind, type(error).__name__)
@@ -122,6 +133,11 @@ def _opened(row: Channel) -> Open:
         transport=opened,
         trouble=trouble,
         limits=limits.own(row.limits, style.limits),
-        fallback_kinds=tuple(style.fallback_kinds if row.fallback_kinds is None else row.fallback_kinds),
+        fallback_kinds=_texts(row.fallback_kinds, style.fallback_kinds),
         fallback_channel=row.fallback_channel_id,
     )
+
+
+def _texts(value: Any, otherwise: Sequence[str]) -> tuple[str, ...]:
+    good = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return tuple(value if good else otherwise)

@@ -38,6 +38,7 @@ class Said:
     context: Mapping[str, Any]
     texts: Sequence[TemplateRow]
     has_secret: bool
+    lost: bool = False  # what it has to say was encrypted with a key that is gone
 
 
 @dataclass(slots=True)
@@ -106,6 +107,8 @@ def send(claimed: Claimed, now: datetime) -> Result:
         opened = claimed.channel.transport
         if opened is None:
             raise DeliveryError(claimed.channel.trouble, permanent=True, config=True)
+        if claimed.said.lost:
+            raise DeliveryError(_("What it says was encrypted with a key that is not there any more."), permanent=True)
         message, rendered = compose(claimed, now)
         shown = _shown(claimed, rendered, message)
         said = opened.send(message, claimed.target)

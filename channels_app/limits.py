@@ -19,9 +19,10 @@ _MARGIN: Final = 0.2
 def own(settings: Mapping[str, Any] | None, declared: Sequence[Limit]) -> tuple[Limit, ...]:
     """A channel's limits: its own {"per_second": 5, "per_minute": 100, "per_hour": ...} where it has any, else its transport's."""
     seconds = {"per_second": 1.0, "per_minute": 60.0, "per_hour": 3600.0, "per_day": 86400.0}
-    if settings is None:
-        return tuple(declared)
-    return tuple(Limit(int(settings[name]), span) for name, span in seconds.items() if settings.get(name))
+    wanted = {name: settings.get(name) for name in seconds} if isinstance(settings, Mapping) else None
+    if wanted is None or any(count and not (isinstance(count, int | float) and count >= 1) for count in wanted.values()):
+        return tuple(declared)  # none of its own, or ones that no form would have let in
+    return tuple(Limit(int(count), seconds[name]) for name, count in wanted.items() if count)
 
 
 def look(log: Mapping[str, Sequence[float]], limits: Sequence[Limit], now: datetime) -> tuple[int, datetime | None]:

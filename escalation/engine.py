@@ -216,7 +216,8 @@ def _set_aside(kind: str, incident_id: int, now: datetime, why: str) -> int:
             except Exception:
                 rules.forget()
                 log.exception("incident %d: the catch-all could not be told either", incident_id)
-        alarm(_("%(text)s (incident %(id)s)") % {"text": text, "id": incident_id}, now)
+        # Not why: `/readyz` says this to everybody, and an error quotes what it stumbled over. The timeline says it to those who may see it.
+        alarm(_("The engine could not go on with incident %(id)s; its timeline says why.") % {"id": incident_id}, now)
         return 1
 
 
@@ -524,6 +525,7 @@ _waiting: dict[str, datetime] = {}
 def fresh() -> None:
     """As a process that has just started: nothing remembered."""
     _waiting.clear()
+    _stuck.clear()
     rules.forget()
 
 
@@ -544,7 +546,11 @@ def _advance(lives: list[Live], batch: Batch) -> None:
             first = group[0]
             page = _page(first)
             audience = targets.resolve(
-                first.follows.layer(page.layer), severity=first.incident.severity, event=page.event, told=first.told.until(page.layer), now=now
+                first.follows.layer(page.layer),
+                severity=first.incident.severity,
+                event=page.event,
+                told=first.told.until(page.layer),
+                now=now,
             )
             # A layer whose groups were told and want no loops is not one that reaches nobody.
             content = not audience.to and page.fire == "refire" and _reaches(first, page.layer, now)

@@ -100,7 +100,10 @@ def explain(incident: Incident, now: datetime, viewer: Member | None = None) -> 
     story = Story(incident, now)
     entries = list(TimelineEntry.objects.filter(incident=incident).select_related("actor").order_by("id"))
     deliveries = list(
-        Delivery.objects.filter(topic=incident.id).select_related("notification", "channel", "address", "member").order_by("id")[:2000]
+        Delivery.objects.filter(topic=incident.id)
+        .select_related("notification", "channel", "address", "member")
+        .defer(*Delivery.SEALED)
+        .order_by("id")[:2000]
     )
     names = _names(entries)
     full = _sees_in_full(viewer, {delivery.member_id for delivery in deliveries if delivery.member_id})

@@ -2,14 +2,16 @@
 
 import json
 import threading
+import time
 from collections import Counter
 from datetime import datetime, timedelta
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 from django.test import Client
 
 from channels_app import outbox
+from channels_app.book import Book
 from channels_app.models import Channel, Delivery
 from escalation import engine, intake, lifecycle
 from escalation.models import Event, Incident, Run, TimelineEntry
@@ -112,3 +114,138 @@ def test_no_request_starts_after_an_acknowledgement_was_answered(stage):
         assert sink.seen == []
         assert Delivery.objects.get().reason == "acknowledged"
         assert not outbox.run_once(stage.now)
+
+
+class Holding:
+    """Somebody else's transaction that holds the rows of a query."""
+
+    def __init__(self, query: str, *values: object) -> None:
+        self.query, self.values = query, values
+        self.held, self.let_go = threading.Event(), threading.Event()
+        self.thread = threading.Thread(target=self._hold)
+
+    def _hold(self) -> None:
+        try:
+            with transaction.atomic(), connection.cursor() as cursor:
+                cursor.execute(self.query, self.values)
+                self.held.set()
+                self.let_go.wait(30)
+        finally:
+            connection.close()
+
+    def __enter__(self) -> "Holding":
+        self.thread.start()
+        assert self.held.wait(5)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.let_go.set()
+        self.thread.join(10)
+
+
+def test_an_incident_that_somebody_holds_stops_no_other_timer(stage):
+    lee = stage.person("Lee")
+    stage.rule(layer(lee))
+    for title in ("held", "free"):
+        stage.alert(title)
+        stage.do("snooze", title, actor=lee, minutes=1)
+    stage.fresh()
+    stage.now += timedelta(minutes=1)
+    began = time.monotonic()
+    with Holding("SELECT FROM escalation_incident WHERE id = %s FOR UPDATE", stage.incident("held").id):
+        stage.settle()
+        assert [heard.text.count("free") > 0 for heard in stage.fresh()] == [True]
+        assert time.monotonic() - began < 2
+    stage.settle()
+    assert [heard.text.count("held") > 0 for heard in stage.fresh()] == [True]
+
+
+def test_an_address_that_somebody_holds_delays_no_other_page_and_loses_none(stage):
+    lee, kim = stage.person("Lee"), stage.person("Kim")
+    stage.rule(layer(lee), filters=[[{"key": "severity", "oper": "IN", "vals": ["Critical"]}]])
+    stage.rule(layer(kim))
+    stage.alert("first")
+    stage.fresh()
+    for title, severity in (("held", "Critical"), ("free", "Warning"), ("held too", "Critical")):
+        stage.alert(title, severity, settle=False)
+    intake.run_once(stage.now)
+    with Holding("SELECT FROM channels_app_address WHERE target = %s FOR UPDATE", f"member:{lee.id}"):
+        began = time.monotonic()
+        engine.run_once(stage.now)
+        assert time.monotonic() - began < 4.8  # the supervisor takes an engine for dead after five
+        began = time.monotonic()
+        engine.run_once(stage.now)
+        outbox.run_once(stage.now)
+        assert time.monotonic() - began < 1.5  # what is known to be held is not waited for again
+        assert [(heard.who, heard.event) for heard in stage.fresh()] == [("Kim", "triggered")]
+        assert TimelineEntry.objects.filter(handled_at=None).count() == 2
+    engine.fresh()
+    stage.settle()
+    assert [(heard.who, heard.event) for heard in stage.fresh()] == [("Lee", "triggered")] * 2
+    assert not TimelineEntry.objects.filter(type="i_failed").exists()
+
+
+def test_a_fallback_that_starts_while_somebody_acknowledges_is_cancelled_with_the_rest(stage):
+    lee = stage.person("Lee", ["sandbox_im"])
+    stage.channel("sandbox_sms")
+    Channel.objects.filter(kind="sandbox_im").update(fallback_kinds=["sandbox_sms"])
+    stage.rule(layer(lee))
+    stage.alert("photo finish", settle=False)
+    intake.run_once(stage.now)
+    engine.run_once(stage.now)
+    Delivery.objects.update(fallback_at=stage.now)
+    notes, failures = Book(), []
+    notes.refresh(stage.now)
+
+    def acknowledge() -> None:
+        try:
+            lifecycle.acknowledge(stage.incident().id, actor=lee, via="api", now=stage.now)
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            connection.close()
+
+    person = threading.Thread(target=acknowledge)
+    with transaction.atomic():
+        outbox.fallbacks(stage.now, notes)
+        person.start()
+        until = time.monotonic() + 5
+        with connection.cursor() as cursor:
+            while time.monotonic() < until:  # until the acknowledgement waits for what we hold
+                cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
+                if cursor.fetchone()[0]:
+                    break
+    person.join(10)
+    assert not failures
+    assert set(Delivery.objects.values_list("channel__kind", "state")) == {("sandbox_im", "cancelled"), ("sandbox_sms", "cancelled")}
+    assert not outbox.run_once(stage.now)
+
+
+def test_an_alarm_of_the_engine_and_one_of_the_drain_do_not_wait_for_each_other(stage):
+    lee = stage.person("Lee")
+    stage.rule(layer(lee), filters=[[{"key": "severity", "oper": "IN", "vals": ["Critical"]}]])
+    stage.alert("first")
+    for title, severity in (("nobody is named for it", "Info"), ("second", "Critical")):
+        stage.alert(title, severity, settle=False)
+    intake.run_once(stage.now)
+    failures: list[BaseException] = []
+    held = threading.Event()
+
+    def drain() -> None:
+        try:
+            with transaction.atomic(), connection.cursor() as cursor:
+                cursor.execute("SELECT FROM channels_app_address FOR NO KEY UPDATE")
+                held.set()
+                cursor.execute("SELECT pg_sleep(0.5)")  # until the engine waits for the address
+                cursor.execute("UPDATE mapping_installation SET alarm = 'no network' WHERE id = 1")
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            connection.close()
+
+    other = threading.Thread(target=drain)
+    other.start()
+    assert held.wait(5)
+    engine.run_once(stage.now)
+    other.join(10)
+    assert not failures

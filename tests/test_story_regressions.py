@@ -1,11 +1,14 @@
 """Stories of what once went wrong: moves made faster than the engine acts, pages that reach nobody, rows that are broken."""
 
 import pytest
+from django.db import connection
 
-from channels_app.models import Notification, Preference
-from escalation import engine, lifecycle, rules
+from channels_app import verification
+from channels_app.models import Channel, Delivery, Notification, Preference
+from escalation import engine, explain, lifecycle, rules
 from escalation.models import Layer, RuleSnapshot, Run, TimelineEntry
-from mapping.models import Installation
+from flashduty.api.incidents import feed
+from mapping.models import ContactPoint, Installation
 from tests.world import layer
 
 pytestmark = pytest.mark.django_db
@@ -186,3 +189,59 @@ def test_a_run_whose_frozen_rule_is_broken_tells_the_catch_all_and_stops_nobody_
     assert ended.end_reason and kinds().count("i_failed") == 1
     world.ack("broken")
     world.ack("fine")
+
+
+def test_a_channel_whose_secret_no_key_opens_stops_no_other(world, client):
+    lee = world.person("Lee")
+    group = world.group("#sealed")
+    world.channel("sandbox_email")
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE channels_app_channel SET settings = 'garbage', proxy = 'garbage' WHERE id = %s", [group.id])
+    world.rule(layer(lee, groups=[group]))
+    world.alert("locked out")
+    world.expect(("Lee", "app", "triggered"))
+    failed = Delivery.objects.get(state="failed")
+    assert "ENCRYPTION_KEYS" in failed.reason or "cannot be used" in failed.reason
+    assert any(line.who == "#sealed" for line in explain.explain(world.incident(), world.now).not_told)
+    assert feed(world.incident())
+    verification.send_code(ContactPoint.objects.get(member=lee), world.now)
+    world.settle()
+    world.fresh()
+    world.ack()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"limits": {"per_second": "x"}},
+        {"limits": {"per_second": -1}},
+        {"limits": {"per_second": 0.5}},
+        {"limits": [1]},
+        {"fallback_kinds": 5},
+        {"fallback_kinds": [["a"]]},
+        {"allowed_hosts": 5},
+    ],
+)
+def test_a_channel_with_settings_that_no_form_lets_in_stops_no_other(world, fields):
+    lee = world.person("Lee")
+    odd = world.channel("sandbox_group", "#odd")
+    Channel.objects.filter(id=odd.id).update(**fields)
+    world.rule(layer(lee, groups=[odd]))
+    world.alert("odd one out")
+    world.pass_time(minutes=3)
+    assert {"Lee"} <= {heard.who for heard in world.fresh()}
+    world.ack()
+    world.fresh()
+
+
+def test_a_code_that_no_key_opens_fails_and_stops_no_page(world):
+    lee = world.person("Lee")
+    world.channel("sandbox_email")
+    verification.send_code(ContactPoint.objects.get(member=lee), world.now)
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE channels_app_notification SET secret_context = 'garbage'")
+    world.rule(layer(lee))
+    world.alert("still heard")
+    world.expect(("Lee", "app", "triggered"))
+    assert Delivery.objects.get(notification__event="code").state == "failed"
+    world.ack()

@@ -65,6 +65,9 @@ class Delivery(models.Model):
     text = models.TextField(blank=True)  # as sent; codes and link tokens cut out
     log = models.JSONField(default=list)  # one line an attempt: [attempt, started, seconds, result, text]
 
+    # What nobody who shows deliveries needs: secrets, which a lost key would make unreadable.
+    SEALED = ("channel__settings", "channel__proxy", "notification__secret_context")
+
     class Meta:
         indexes = [
             models.Index(fields=["address", "priority", "id"], name="delivery_queued", condition=models.Q(state="queued")),

@@ -261,13 +261,18 @@ def _said(cursor: Any, ids: Iterable[int], notes: Book) -> dict[int, Said]:
     )
     rows = cursor.fetchall()
     notes.add_texts(row[7] for row in rows if row[7] is not None)
-    return {
-        pk: Said(
-            pk, event, severity, topic, layer, json.loads(context) | (json.loads(decrypt(secret)) if secret else {}),
-            notes.texts.get(texts, ()) if texts is not None else (), bool(secret),
-        )
-        for pk, event, severity, topic, layer, context, secret, texts in rows
-    }  # fmt: skip
+    said = {}
+    for pk, event, severity, topic, layer, context, secret, texts in rows:
+        lost, hidden = False, dict[str, Any]()
+        try:
+            hidden = json.loads(decrypt(secret)) if secret else {}
+        except ValueError:
+            lost = True  # no key opens it: this message fails, and the others go
+        said[pk] = Said(
+            pk, event, severity, topic, layer, json.loads(context) | hidden, notes.texts.get(texts, ()) if texts is not None else (),
+            bool(secret), lost,
+        )  # fmt: skip
+    return said
 
 
 def _claimed(

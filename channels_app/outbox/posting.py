@@ -187,6 +187,14 @@ def cancel(topics: Sequence[int], reason: str, now: datetime, *, keep_forced: bo
     """
     if not topics:
         return 0
+    stopped = 0
+    # Again until there is nothing left: a statement that had to wait for a fallback to start does not see the message which that made.
+    while found := _withdraw(topics, reason, now, keep_forced, pages_only):
+        stopped += sum(state == "queued" for state in found)
+    return stopped
+
+
+def _withdraw(topics: Sequence[int], reason: str, now: datetime, keep_forced: bool, pages_only: bool) -> list[str]:
     with connection.cursor() as cursor:
         cursor.execute(
             f"""WITH mine AS (
@@ -201,4 +209,4 @@ def cancel(topics: Sequence[int], reason: str, now: datetime, *, keep_forced: bo
                 RETURNING before.state""",
             {"topics": list(topics), "reason": reason[:500], "now": now},
         )
-        return sum(state == "queued" for (state,) in cursor.fetchall())
+        return [state for (state,) in cursor.fetchall()]

@@ -476,8 +476,8 @@ def feed(incident: Incident) -> list[dict[str, Any]]:
         kind, detail = _entry(entry)
         items.append(_item(ref, kind, detail, entry.actor_id or 0, entry.created_at))
     occasions: dict[int, list[Delivery]] = defaultdict(list)
-    deliveries = Delivery.objects.filter(topic=incident.id).select_related("notification", "channel", "member").order_by("id")
-    for delivery in deliveries[:5000]:
+    deliveries = Delivery.objects.filter(topic=incident.id).select_related("notification", "channel", "member").defer(*Delivery.SEALED)
+    for delivery in deliveries.order_by("id")[:5000]:
         occasions[delivery.notification_id].append(delivery)
     for group in occasions.values():
         items.append(_item(ref, "i_notify", _notify(group[0].notification, group, incident), 0, group[0].notification.created_at))
