@@ -120,7 +120,7 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 INSTALLED_APPS = [
     "unfold",
     "unfold.contrib.filters",
-    "django.contrib.admin",
+    "django.contrib.admin.apps.SimpleAdminConfig",  # the console is loaded by the urls: workers have no pages
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
@@ -197,8 +197,10 @@ SILENCED_SYSTEM_CHECKS = ["security.W008"]  # the reason is the line above
 if switch("TRUST_PROXY", False):
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 X_FRAME_OPTIONS = "DENY"
-DATA_UPLOAD_MAX_MEMORY_SIZE = 17 * 1024 * 1024  # the doors have smaller caps of their own
+# Forms, the sign-in page of strangers included; pushes read their bodies themselves and have caps of their own.
+DATA_UPLOAD_MAX_MEMORY_SIZE = 2_621_440
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 5000
+FILE_UPLOAD_HANDLERS: list[str] = []  # nothing here takes files: a stranger's would fill the disk before any page could refuse it
 
 LANGUAGE_CODE = env("LANGUAGE", "en") if env("LANGUAGE", "en") in ("en", "zh-hans") else "en"
 LANGUAGES = [("en", _("English")), ("zh-hans", _("Chinese (simplified)"))]
@@ -267,7 +269,8 @@ LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
-    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "filters": {"links": {"()": "flashduty.logs.WithoutLinks"}},
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["links"]}},
     "root": {"handlers": ["console"], "level": env("LOG_LEVEL", "WARNING" if TEST else "INFO")},
     "loggers": {
         "django-q": {"level": "WARNING"},  # six lines an alert at INFO

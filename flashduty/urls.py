@@ -8,6 +8,7 @@ from flashduty import health
 from flashduty.api import incidents, ingest
 from flashduty.web import login, me, pages, sandbox
 
+admin.autodiscover()
 admin.site.login_form = login.SignInForm
 
 urlpatterns = [

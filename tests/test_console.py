@@ -13,6 +13,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
+import flashduty.urls  # noqa: F401  the console is loaded with them
 from channels_app import outbox
 from channels_app.models import Address, Channel, ChannelHealth, Delivery, Notification, Preference
 from escalation import lifecycle, plan, rules
