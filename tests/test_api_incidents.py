@@ -158,3 +158,21 @@ def test_the_description_names_every_door_as_clients_call_it(client):
     paths = answer.json()["paths"]
     assert {"/incident/list", "/incident/feed", "/event/push/alert/standard", "/event/push/alert/prometheus"} <= set(paths)
     assert paths["/incident/ack"]["post"]["requestBody"] and not any(path.endswith("/") for path in paths)
+
+
+@pytest.mark.parametrize("text", ["\0", "a\0b", "\ud800"])
+@pytest.mark.parametrize("field", ["query", "nums", "progress", "incident_severity"])
+def test_text_that_the_database_cannot_hold_finds_nothing(api, field, text):
+    for value in (text, [text]) if field != "query" else (text,):
+        assert api("/incident/list", whole(**{field: value}))["items"] == []
+    assert api("/incident/info", {"num": text}, status=404)["code"] == "ResourceNotFound"
+
+
+def test_a_page_beyond_every_number_is_empty(api):
+    for page in (2**62, 1e18):
+        assert api("/incident/list", whole(p=page))["items"] == []
+
+
+def test_a_description_that_is_too_long_is_cut_and_not_refused(api, world):
+    api("/incident/create", {"title": "t", "incident_severity": "Info", "channel_id": world.workspace.id, "description": "d" * 6000})
+    assert len(Incident.objects.get().description) == 4096

@@ -17,7 +17,7 @@ from channels_app.models import Delivery, Notification
 from escalation import explain, lifecycle
 from escalation.ids import hex_id, parse_hex
 from escalation.models import Alert, Incident, Responder, TimelineEntry, Workspace
-from escalation.sources import BadEvent, loads
+from escalation.sources import BadEvent, clean, loads
 from escalation.targets import in_words
 from flashduty.api import schema
 from flashduty.api.auth import KeyedDoor
@@ -27,6 +27,7 @@ from mapping.models import Installation, Member
 
 MAX_BODY = 1 << 20
 MOST = 100
+MOST_PAGES = 1_000_000_000  # the database counts rows to skip in 64 bits
 SEVERITIES = ("Critical", "Warning", "Info", "Ok")
 
 
@@ -56,7 +57,7 @@ class Body:
             return ""
         if not isinstance(value, str):
             raise ApiError("InvalidParameter", _("%(name)s must be a string.") % {"name": name})
-        return value[:most]
+        return clean(value)[:most]
 
     def flag(self, name: str) -> bool:
         return self.fields.get(name) is True
@@ -74,7 +75,7 @@ class Body:
             value = [item.strip() for item in value.split(",") if item.strip()]
         if not isinstance(value, list) or any(not isinstance(item, str) for item in value):
             raise ApiError("InvalidParameter", _("%(name)s must be a list of strings.") % {"name": name})
-        return value
+        return [clean(item) for item in value]
 
     def ids(self, name: str) -> list[int]:
         """1 to 100 wire ids as keys."""
@@ -163,7 +164,7 @@ class Create(IncidentDoor):
             workspace_id=self._workspace(body),
             title=body.text("incident_title", 512) or body.text("title", 512),
             severity=body.text("incident_severity", 20),
-            description=body.text("description", 6144),
+            description=body.text("description", lifecycle.MAX_TEXT),
             member_ids=people,
             actor=self.member,
             via="api",
@@ -214,7 +215,7 @@ class List(IncidentDoor):
             raise ApiError("InvalidParameter", _("%(name)s is missing: give a time in Unix seconds.") % {"name": missing})
         rows = self._filtered(body, self.visible().filter(start_time__gte=start, start_time__lte=end))
         limit = body.number("limit", 20, MOST)
-        page = max(body.number("p", 1), 1)
+        page = max(body.number("p", 1, MOST_PAGES), 1)
         after = parse_hex(body.text("search_after_ctx", 24))
         ascending = body.flag("asc")
         if after is not None:
@@ -271,7 +272,7 @@ class Feed(IncidentDoor):
         incident = self.visible().filter(id=body.id("incident_id")).first()
         if incident is None:
             raise ApiError("ResourceNotFound", _("There is no incident %(id)s.") % {"id": body.text("incident_id", 24)})
-        limit, page = body.number("limit", 20, MOST), max(body.number("p", 1), 1)
+        limit, page = body.number("limit", 20, MOST), max(body.number("p", 1, MOST_PAGES), 1)
         items = feed(incident)
         if types := set(body.strings("types")):
             items = [item for item in items if item["type"] in types]
