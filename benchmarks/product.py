@@ -80,8 +80,18 @@ class Product:
             if found.get("DJANGO_SETTINGS_MODULE") and found.get("DATABASE_URL"):
                 self.environment = {k: v for k, v in found.items() if k not in ("LD_PRELOAD", "FLASHDUTY_TREE", name)}
                 self.url = found["DATABASE_URL"]
-                return
-        raise Broken("no process of the product knows its database")
+                break
+        else:
+            raise Broken("no process of the product knows its database")
+        if self.slow_flush and not any(self._has_shim(pid) for pid, role in self.processes().items() if role == "postgres"):
+            raise Broken("PostgreSQL runs without the slower flushes: its account or its launcher drops LD_PRELOAD")
+
+    @staticmethod
+    def _has_shim(pid: int) -> bool:
+        try:
+            return "slow_flush.so" in Path(f"/proc/{pid}/maps").read_text()
+        except OSError:
+            return False
 
     def _shim(self) -> Path:
         compiler = shutil.which("cc") or shutil.which("gcc")

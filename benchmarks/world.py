@@ -64,7 +64,7 @@ def _space(name: str) -> tuple[Layer, str]:
 def _clone(row: models.Model, count: int, changes: dict[str, str]) -> None:
     """Copies of a saved row, `changes` by column as SQL over `g` (0, 1, ...); the row itself is the first."""
     table = row._meta.db_table
-    columns = [field.column for field in row._meta.concrete_fields if field.column != "id"]
+    columns = [str(field.column) for field in row._meta.concrete_fields if field.column != "id"]
     values = ", ".join(changes.get(column, f"t.{column}") for column in columns)
     with connection.cursor() as cursor:
         cursor.execute(
