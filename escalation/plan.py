@@ -246,17 +246,6 @@ def pause(state: State, until: datetime) -> State:
     return replace(state, due=until) if state.due is not None else state
 
 
-def turned_back(state: State, was: datetime, now: datetime) -> State:
-    """The database's clock went back from `was` to `now`: move the run's instants along, so that what was due before `was` is due now."""
-    lost = was - now
-    return replace(
-        state,
-        t0=state.t0 - lost,
-        due=state.due - lost if state.due is not None else None,
-        repage_at=state.repage_at - lost if state.repage_at is not None else None,
-    )
-
-
 def future(
     rule: Rule,
     state: State,

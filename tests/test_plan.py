@@ -348,19 +348,6 @@ def test_a_run_that_is_over_stays_over() -> None:
         assert plan.repage(over, ZERO) == plan.pause(over, ZERO) == over
 
 
-def test_the_clock_went_back() -> None:
-    """What was due in the lost hour is due now, as after an outage; what was to come is as far away as it was."""
-    desk = play(TWO, 30)
-    moved = plan.turned_back(desk.state, was=at(30), now=at(30 - 3600))
-    assert moved.due == at(60 - 3600)
-    overdue = plan.turned_back(State(0, ZERO, 1, at(60)), was=at(70), now=at(-3530))
-    done = plan.step(TWO, overdue, Facts("Triggered"), at(-3530))
-    assert done.page == Page(0, "refire", 1, "loop") and done.outage is None
-    assert done.state.due == at(-3480)
-    both = plan.turned_back(replace(desk.state, repage_at=at(20), due=None), was=at(30), now=at(20))
-    assert both.repage_at == at(10) and both.due is None
-
-
 def test_catch_all() -> None:
     desk = play(plan.catch_all_rule(), 10_000)
     assert [p[0] for p in desk.pages] == [0, 600, 1200, 1800, 2400, 3000, 3600]
@@ -661,14 +648,3 @@ def test_the_future_has_an_end() -> None:
     assert plan.future(TWO, start, Facts("Processing"), ZERO) == []
     snoozed = plan.future(TWO, State(1, ZERO, 1, at(120)), Facts("Processing", at(7200)), at(10))
     assert [(second(p.at), p.layer, p.what) for p in snoozed] == [(7200, 1, "page"), (7320, 1, "page"), (7800, 1, "exhausted")]
-
-
-@settings(max_examples=150, deadline=None)
-@given(rules, seconds, st.integers(6, 7200))
-def test_a_clock_that_goes_back_changes_no_distance(rule: Rule, when: int, lost: int) -> None:
-    desk = Desk(rule)
-    live(desk, when)
-    moved = plan.turned_back(desk.state, was=at(when), now=at(when - lost))
-    before = plan.future(rule, desk.state, desk.facts, at(when))
-    after = plan.future(rule, moved, desk.facts, at(when - lost))
-    assert [replace(p, at=p.at + timedelta(seconds=lost)) for p in after] == before

@@ -1,12 +1,15 @@
 """Stories of what once went wrong: moves made faster than the engine acts, pages that reach nobody, rows that are broken."""
 
+from dataclasses import replace
+from datetime import timedelta
+
 import pytest
 from django.db import connection
 
 from channels_app import verification
 from channels_app.models import Channel, Delivery, Notification, Preference
-from escalation import engine, explain, lifecycle, rules
-from escalation.models import Layer, RuleSnapshot, Run, TimelineEntry
+from escalation import engine, explain, lifecycle, plan, rules
+from escalation.models import Incident, Layer, RuleSnapshot, Run, TimelineEntry
 from flashduty.api.incidents import feed
 from mapping.models import ContactPoint, Installation
 from tests.world import layer
@@ -160,7 +163,7 @@ def test_an_added_responder_who_could_not_be_told_is_named_on_the_timeline(world
 def test_a_rule_that_cannot_be_read_tells_the_catch_all_and_stops_nobody_else(world):
     lee, boss = world.person("Lee"), world.person("Boss")
     world.workspace.catch_all_members.add(boss)
-    world.rule(layer(lee), filters=[[{"key": "severity", "oper": "IN", "vals": ["Critical"]}]])
+    world.rule(layer(lee), filters=of("Critical"))
     world.rule(layer(lee))
     Layer.objects.filter(rule__priority=0).update(emails=5)
     for title, severity in (("broken", "Critical"), ("fine", "Warning")):
@@ -245,3 +248,43 @@ def test_a_code_that_no_key_opens_fails_and_stops_no_page(world):
     world.expect(("Lee", "app", "triggered"))
     assert Delivery.objects.get(notification__event="code").state == "failed"
     world.ack()
+
+
+# ---- the clock ----
+
+
+def test_a_clock_that_goes_back_changes_no_distance_of_any_run_and_costs_no_statement_a_run(world, django_assert_max_num_queries):
+    lee = world.person("Lee")
+    world.rule(layer(lee, escalate_window=10, notify_step=2, max_times=2), layer(lee), filters=of("Critical"))
+    world.rule(layer(lee, escalate_window=5), filters=of("Warning"), aggr_window=600)
+    for number in range(30):
+        world.alert(f"loops {number}", settle=False)
+        world.alert(f"delayed {number}", "Warning", settle=False)
+    world.settle()
+    world.pass_time(minutes=3)
+    world.fresh()
+    some = Run.objects.filter(layer_idx=0).first()
+    some.state["repage_at"] = world.now.isoformat()  # its severity has just risen
+    some.save()
+
+    def ahead() -> list[list[plan.Planned]]:
+        runs = Run.objects.select_related("snapshot").order_by("id")
+        triggered = plan.Facts("Triggered")
+        return [
+            plan.future(rules.thaw(run.snapshot).timing, plan.State.from_json(run.state, run.next_at), triggered, world.now) for run in runs
+        ]
+
+    before, lost = ahead(), timedelta(hours=3)
+    world.now -= lost
+    with django_assert_max_num_queries(40):
+        engine._due(world.now)
+    assert [[replace(item, at=item.at + lost) for item in items] for items in ahead()] == before
+    assert kinds().count("i_clock") == 60
+    world.settle()
+    world.fresh()
+    for incident in Incident.objects.all():
+        lifecycle.close(incident.id, actor=None, via="api", now=world.now)
+
+
+def of(name: str) -> list:
+    return [[{"key": "severity", "oper": "IN", "vals": [name]}]]
