@@ -36,11 +36,11 @@ install:
 
 test:
 	@$(install) test
-	@$(bare) FLASHDUTY_MODE=test $(call quoted,$(python)) -m pytest -n 2 -m "not outside" -q $(PYTEST)
+	@$(bare) FLASHDUTY_MODE=test $(call quoted,$(python)) -m pytest -n 2 -m "not outside and not slow" -q $(PYTEST)
 
 test-outside:
 	@$(install) test
-	@$(bare) FLASHDUTY_MODE=test $(call quoted,$(python)) -m pytest -m outside -q $(PYTEST)
+	@$(bare) FLASHDUTY_MODE=test $(call quoted,$(python)) -m pytest -m "outside or slow" -q $(PYTEST)
 
 check:
 	@$(install) test check
