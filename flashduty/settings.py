@@ -224,7 +224,7 @@ WEB_PROCESSES = int(env("FLASHDUTY_WEB_PROCESSES", "1"))
 EMAIL_TIMEOUT = 8
 
 # ---- django-q2: three resident tasks run the timers and the deliveries (flashduty/broker.py) ----
-DRAINS = int(env("FLASHDUTY_DRAINS", "1"))
+DRAINS = int(env("FLASHDUTY_DRAINS", "2"))
 DRAIN_THREADS = int(env("FLASHDUTY_DRAIN_THREADS", "64"))
 WEB_THREADS = int(env("FLASHDUTY_WEB_THREADS", "12"))
 STINT = 20.0  # seconds a resident works before its successor takes over
