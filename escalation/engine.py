@@ -371,6 +371,10 @@ def _timeline(now: datetime, limit: int, only: int | None = None) -> int:
             elif entry.type == "i_a_rspd":
                 if incident.progress != Incident.Progress.CLOSED:
                     batch.notices += _tell_people(batch, incident, people, now)
+            elif entry.type == "i_rslv":
+                # The move has ended the run, and with it whatever was to be done before; a reopening begins anew.
+                opening.pop(pk, None)
+                lives, live = [other for other in lives if other.incident is not incident], last_runs.get(pk)
             elif live is not None and pk not in opening:
                 _redirect(live, entry, now)
                 if live.state.due is not None and live not in lives:
@@ -401,7 +405,7 @@ def _redirect(live: Live, entry: TimelineEntry, now: datetime) -> None:
         live.state = plan.restart_layer(timing, state, now, "severity") if over else plan.repage(state, now)
     elif entry.type == "i_snooze" and live.incident.snoozed_until is not None:
         live.state = plan.pause(state, live.incident.snoozed_until)
-    else:  # i_ack, i_rslv: let the plan see what has become of the incident, now rather than at the next loop
+    else:  # i_ack: let the plan see what has become of the incident, now rather than at the next loop
         live.state = replace(state, due=now) if state.due is not None and live.run.ended_at is None else state
 
 

@@ -51,6 +51,20 @@ def test_reopened_acknowledged_and_taken_back_before_the_engine_acted(world):
     assert Run.objects.filter(ended_at=None).count() == 1 and "i_failed" not in kinds()
 
 
+def test_escalated_closed_and_reopened_before_the_engine_acted(world):
+    lee, boss = world.person("Lee"), world.person("Boss")
+    world.rule(layer(lee), layer(boss))
+    world.alert("which way")
+    world.expect(("Lee", "app", "triggered"))
+    incident = world.incident().id
+    lifecycle.escalate(incident, actor=None, via="api", now=world.now)
+    lifecycle.close(incident, actor=None, via="api", now=world.now)
+    lifecycle.reopen(incident, actor=None, via="api", now=world.now, reason="not fixed")
+    world.settle()
+    world.expect(("Lee", "app", "triggered"))
+    assert Run.objects.filter(ended_at=None).count() == 1 and "i_failed" not in kinds()
+
+
 def test_a_responder_who_was_added_is_not_paged_about_what_was_closed_meanwhile(world):
     lee, kim = world.person("Lee"), world.person("Kim")
     world.rule(layer(lee))
