@@ -175,7 +175,8 @@ class _Line:
         """The database's clock, aware UTC. What was told before is forgotten: the look that follows sees it."""
         line = self.open()
         self.told = False
-        return line.execute("SELECT statement_timestamp()").fetchone()[0].astimezone(UTC)
+        (now,) = line.execute("SELECT statement_timestamp()").fetchone() or ()
+        return now.astimezone(UTC)
 
     def wait(self, seconds: float) -> bool:
         """Whether somebody told us to look, within so many seconds."""

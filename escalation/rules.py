@@ -215,7 +215,8 @@ class Matcher:
         for rule in self.rules.get(incident.workspace_id, ()):
             try:
                 if match.matches(rule.filters, subject) and match.in_time(rule.time_filters, self.now, rule.time_zone):
-                    return self._freeze(rule)
+                    if (found := self._freeze(rule)) is not None:
+                        return found  # one without layers would tell nobody: the next one decides
             except match.FilterError:
                 continue  # a rule that was broken behind the forms' back must not stop the ones after it; `doctor` names it
         return None

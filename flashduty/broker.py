@@ -62,7 +62,7 @@ class RowsBroker(Broker):
         return self.list_key
 
     def __setstate__(self, state):
-        self.__init__(state)
+        self.__init__(state)  # type: ignore[misc]  # no subclass has another one
 
     def ping(self) -> bool:
         return True

@@ -259,7 +259,7 @@ class _Supervisor:
     def __init__(self, host: str, port: int, web: bool, on_ready: Callable[[], None] | None, log: Log):
         self.host, self.port, self.with_web, self.on_ready, self.log = host, port, web, on_ready, log
         self.slots = list(settings.RESIDENTS)
-        self.workers = settings.Q_CLUSTER["workers"]
+        self.workers: int = settings.Q_CLUSTER["workers"]  # type: ignore[assignment]  # a dict of many types
         self.trees: list[_Tree] = []  # the last is the one that shall work
         self.failures, self.start_at = 0, 0.0
         self.beats: dict[str, tuple[int, float]] = {}  # slot -> (mtime, when we saw it change)
@@ -502,7 +502,7 @@ class _Supervisor:
         return [
             sys.executable, "-m", "granian", "flashduty.wsgi:application", "--interface", "wsgi", "--host", self.host, "--port", str(self.port),
             "--workers", "1", "--blocking-threads", str(settings.WEB_THREADS), "--backlog", "2048", "--http", "1", "--no-ws",
-            "--respawn-failed-workers", "--respawn-interval", "0.1", "--workers-kill-timeout", "1", "--log-level", "error",
+            "--respawn-failed-workers", "--respawn-interval", "0.1", "--workers-kill-timeout", "1", "--log-level", "error", "--no-access-log",
         ]  # fmt: skip
 
     def _look_at_web(self) -> None:

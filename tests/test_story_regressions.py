@@ -174,6 +174,15 @@ def test_an_added_responder_who_could_not_be_told_is_named_on_the_timeline(world
 # ---- rows that are broken ----
 
 
+def test_a_rule_that_has_no_layer_yet_does_not_stand_before_the_next_one(world):
+    lee = world.person("Lee")
+    world.rule()
+    world.rule(layer(lee))
+    world.alert("heard all the same")
+    world.expect(("Lee", "app", "triggered"))
+    world.ack()
+
+
 def test_a_rule_that_cannot_be_read_tells_the_catch_all_and_stops_nobody_else(world):
     lee, boss = world.person("Lee"), world.person("Boss")
     world.workspace.catch_all_members.add(boss)

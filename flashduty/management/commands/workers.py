@@ -9,7 +9,7 @@ from flashduty import broker
 
 class Command(Cluster):
     help = "One tree of django-q2 processes; `supervise` starts it, and starts it again."
-    requires_system_checks = []
+    requires_system_checks: list[str] = []
 
     def handle(self, *args: Any, **options: Any) -> None:
         broker.preload()
