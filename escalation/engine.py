@@ -804,7 +804,11 @@ def _tell_people(batch: Batch, incident: Incident, people: list[int], now: datet
         batch.note(
             incident,
             "i_layer",
-            {"result": "partly" if audience.to else "unreachable", "missing": [item.plain() for item in audience.missing[:50]]},
+            {
+                "result": "partly" if audience.to else "unreachable",
+                "reason": audience.reason(),
+                "missing": [item.plain() for item in audience.missing[:50]],
+            },
         )
     if not audience.to:
         return []

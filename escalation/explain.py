@@ -330,6 +330,8 @@ def _assigned(detail: Mapping[str, Any], people: str, who: str) -> str:
 def _layer(detail: Mapping[str, Any]) -> str:
     result, idx = detail.get("result"), detail.get("layer_idx")
     reason = in_words(str(detail.get("reason", "")))
+    if result in ("unreachable", "partly") and idx is None:
+        return _("Some of those who were added could not be reached: %(reason)s") % {"reason": reason}
     if result == "unreachable":
         return _("Layer %(idx)s could reach nobody: %(reason)s") % {"idx": idx, "reason": reason}
     if result == "failed":

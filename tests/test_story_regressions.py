@@ -171,6 +171,18 @@ def test_an_added_responder_who_could_not_be_told_is_named_on_the_timeline(world
     world.ack()
 
 
+def test_an_added_responder_who_has_no_way_to_be_told_is_said_in_words(world):
+    lee, nobody = world.person("Lee"), world.person("Nobody", [])
+    Preference.objects.create(member=nobody, severity="Critical", kind="gone")
+    world.rule(layer(lee))
+    world.alert("help")
+    world.do("add_responder", member_ids=[nobody.id])
+    said = [line.text for line in explain.explain(world.incident(), world.now).happened]
+    assert "Some of those who were added could not be reached: This kind of channel does not exist any more." in said
+    world.fresh()
+    world.ack()
+
+
 # ---- rows that are broken ----
 
 
