@@ -18,7 +18,7 @@ from flashduty.api.envelope import ApiError, Door
 from mapping.clock import db_now
 from mapping.crypto import fingerprint
 from mapping.models import ApiKey, Member
-from mapping.visibility import Status
+from mapping.visibility import Role, Status
 
 REMEMBER = 2.0  # seconds a process may go on with what it knew of a key: disabling one takes so long to reach all of them
 MOST_REMEMBERED = 2000
@@ -104,4 +104,6 @@ def app_key(request: HttpRequest, *, writes: bool) -> Member:
         ApiKey.objects.filter(Q(last_used_at=None) | Q(last_used_at__lte=now - USED_STEP), pk=key.pk).update(last_used_at=now)
     if writes and key.read_only:
         raise ApiError("AccessDenied", _("This app_key is read-only."))
+    if writes and key.member.role == Role.VIEWER:  # a key carries the rights of its member and no more
+        raise ApiError("AccessDenied", _("You may look at incidents, but not change them: your role is viewer."))
     return key.member
