@@ -27,7 +27,7 @@ from unfold.widgets import (
     UnfoldBooleanSwitchWidget,
 )
 
-from channels_app.models import Preference
+from channels_app.models import Preference, Verification
 from flashduty.console.base import (
     MachineAdmin,
     StatusFilter,
@@ -163,14 +163,39 @@ class MemberAdmin(VisibleAdmin):
         return TemplateResponse(request, "admin/console/form.html", context)
 
 
+class TeamForm(VisibleForm):
+    """A team. `viewer` is set by its page: whom an administrator puts in, a manager may only take out again."""
+
+    viewer: ClassVar[Any] = None
+
+    def clean_members(self) -> Any:
+        members = self.cleaned_data["members"]
+        if self.viewer.is_administrator:
+            return members
+        # Managing somebody's team shows their phone numbers in full: nobody may open those by naming people.
+        inside = set(self.instance.members.values_list("pk", flat=True)) if self.instance.pk else set()
+        added = [member.name for member in members if member.pk not in inside]
+        if added:
+            raise forms.ValidationError(_("Only administrators add people to a team: %(names)s.") % {"names": ", ".join(added)})
+        return members
+
+
 @admin.register(Team)
 class TeamAdmin(VisibleAdmin):
+    form = TeamForm
     managers_add = False
     list_display = ("name", "description", "members_count", "status")
     list_filter = (StatusFilter,)
     search_fields = ("name", "ref_id")
     autocomplete_fields = ("members",)
     fields = ("name", "description", "members", "status", "ref_id")
+
+    def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
+        return type("TeamForm", (super().get_form(request, obj, change, **kwargs),), {"viewer": request.user})
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
+        fields = tuple(super().get_readonly_fields(request, obj))
+        return fields if request.user.is_administrator else (*fields, "ref_id")  # type: ignore[union-attr]
 
     def get_queryset(self, request: HttpRequest) -> models.QuerySet:
         return super().get_queryset(request).annotate(_members=Count("members", filter=Q(members__is_active=True)))
@@ -204,6 +229,10 @@ class ContactPointAdmin(VisibleAdmin):
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return self.has_change_permission(request, obj)
 
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
+        # A verified phone given to somebody else would get their pages, and with them links that act as them.
+        return (*super().get_readonly_fields(request, obj), *(["member"] if obj is not None else []))
+
     def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
         if db_field.name == "member" and not request.user.is_administrator:  # type: ignore[union-attr]
             kwargs["queryset"] = Member.objects.filter(is_active=True, teams__in=request.user.team_ids()).distinct()  # type: ignore[union-attr]
@@ -213,6 +242,7 @@ class ContactPointAdmin(VisibleAdmin):
         if change and "value" in form.changed_data:
             obj.verified_at = obj.bounced_at = None  # another address was never verified
             obj.bounce_reason = ""
+            Verification.objects.filter(contact_point=obj).delete()  # a code on its way was sent to the address before
         super().save_model(request, obj, form, change)
 
     def story_of(self, obj: Any) -> Any:

@@ -76,7 +76,8 @@ class ContactPoint(models.Model):
 
     @classmethod
     def changeable_q(cls, member) -> models.Q:
-        return cls.visible_q(member)
+        """As with members themselves: whoever manages a team does not decide where an administrator is reached."""
+        return models.Q(member=member) | (cls.visible_q(member) & ~models.Q(member__role=Role.ADMINISTRATOR))
 
 
 def mask(value: str) -> str:
