@@ -1,7 +1,8 @@
 """Where a person is reached, by which channels, and why not: one answer for the engine, for explain and for every page that shows it.
 
-A kind means its first enabled channel (by position). Who has set no preference is told by what suits the severity, as far as there are
-channels and the person has what it takes: see DEFAULTS."""
+A kind means its first enabled channel (by position) of those that are shared or belong to a team of the person: another team's channel would
+show that team's provider what is written to people it knows nothing of. Who has set no preference is told by what suits the severity, as far
+as there are channels and the person has what it takes: see DEFAULTS."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ from django.utils.translation import gettext_noop
 
 from channels_app import transport
 from channels_app.models import Channel, Preference
-from mapping.models import ContactPoint, Device, Member
+from mapping.models import ContactPoint, Device, Member, Team
 
 # Without a preference: by what a kind is, as the end of its name says ("sandbox_voice" is a voice kind). Critical rings wherever it can.
 DEFAULTS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -59,11 +60,12 @@ def reach(
     if not ids:
         return {}
     active = set(Member.objects.filter(id__in=ids, is_active=True).values_list("id", flat=True))
-    channels = {row.id: row for row in Channel.objects.only("id", "kind", "name", "status", "position").order_by("position", "id")}
-    first: dict[str, Channel] = {}
-    for row in channels.values():
-        if row.status == "enabled":
-            first.setdefault(row.kind, row)
+    channels = {
+        row.id: row for row in Channel.objects.only("id", "kind", "name", "status", "position", "team_id").order_by("position", "id")
+    }
+    enabled = [row for row in channels.values() if row.status == "enabled"]
+    teams = _teams(ids) if any(row.team_id is not None for row in enabled) else {}
+    shared = _first(enabled, set())
     preferred: dict[int, list[_Wish]] = defaultdict(list)
     if kinds is None:
         for member, kind, channel, delay in (
@@ -78,6 +80,7 @@ def reach(
         if member not in active:
             result[member] = [Missing("", gettext_noop("The person is not active."))]
             continue
+        first = _first(enabled, teams[member]) if member in teams else shared
         by_default = kinds is None and not preferred[member]
         wishes = [_Wish(kind) for kind in kinds] if kinds is not None else preferred[member] or _default(severity, first)
         found = [item for wish in wishes for item in _ways(wish, member, channels, first, points.get(member, []), devices.get(member, []))]
@@ -174,6 +177,24 @@ def _once(found: Sequence[Target | Missing]) -> list[Target | Missing]:
         elif (kept := best.pop((item.channel_id, item.target), None)) is not None:
             result.append(kept)
     return result
+
+
+def _first(enabled: Iterable[Channel], teams: set[int]) -> dict[str, Channel]:
+    """Of each kind the first channel that is shared or of one of these teams."""
+    first: dict[str, Channel] = {}
+    for row in enabled:
+        if row.team_id is None or row.team_id in teams:
+            first.setdefault(row.kind, row)
+    return first
+
+
+def _teams(ids: Sequence[int]) -> dict[int, set[int]]:
+    by: dict[int, set[int]] = defaultdict(set)
+    for team, member in (
+        Team.members.through.objects.filter(member_id__in=ids).exclude(team__status="deleted").values_list("team_id", "member_id")
+    ):
+        by[member].add(team)
+    return dict(by)
 
 
 def _points(ids: Sequence[int]) -> dict[int, list[ContactPoint]]:

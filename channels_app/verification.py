@@ -86,13 +86,15 @@ def verify(point: ContactPoint, code: str, now: datetime) -> None:
 def _channel(kind: str) -> Channel | None:
     """The first enabled channel that carries a code: e-mail to a mailbox; to a phone an SMS rather than a call.
 
+    Only of those that administrators keep: by a channel of their own, a team's managers could read the codes and so prove any address theirs.
+
     Beside a demo, where no real one can, the sandbox's phone or mailbox plays it. In production a played code would prove nothing.
     """
     known = transport.transports()
     played = {"phone": "sandbox_sms", "email": "sandbox_email"}[kind] if settings.MODE != "production" else ""
     fitting = [
         row
-        for row in Channel.objects.filter(status="enabled").order_by("position", "id")
+        for row in Channel.objects.filter(status="enabled", team=None).only("id", "kind").order_by("position", "id")
         if row.kind in known and (known[row.kind].reach == kind or row.kind == played)
     ]
     return min(fitting, key=lambda row: (known[row.kind].demo, known[row.kind].format == "voice"), default=None)
