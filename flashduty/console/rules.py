@@ -1,5 +1,6 @@
 """Console pages of who must know and when: workspaces, integrations with their push URL, escalation rules with layers and group channels."""
 
+import copy
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -379,6 +380,8 @@ class RuleAdmin(VisibleAdmin):
     def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
         form = super().get_form(request, obj, change, **kwargs)
         if "template_set" in form.base_fields:
+            # A field that a class declares is one object for all forms and threads: what one person may choose goes into a copy.
+            form.base_fields["template_set"] = copy.deepcopy(form.base_fields["template_set"])
             form.base_fields["template_set"].queryset = template_sets(request.user)
         return form
 

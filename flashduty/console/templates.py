@@ -1,5 +1,6 @@
 """Console pages of what we say: template sets with their texts, each checked against sample data when it is saved."""
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -90,6 +91,8 @@ class TemplateSetAdmin(VisibleAdmin):
     def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
         form = super().get_form(request, obj, change, **kwargs)
         if "team" in form.base_fields:
+            # A field that a class declares is one object for all forms and threads: what one person may choose goes into a copy.
+            form.base_fields["team"] = copy.deepcopy(form.base_fields["team"])
             user: Any = request.user
             teams = Team.objects.exclude(status="deleted")
             form.base_fields["team"].queryset = teams if user.is_administrator else teams.filter(pk__in=user.team_ids())
