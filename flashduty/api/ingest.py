@@ -66,9 +66,10 @@ def take(request: HttpRequest, source: str, over_limit: int = 429) -> HttpRespon
     caller = auth.integration(key) if key else None
     many = source != "standard" or _begins(request, body) == b"["
     payload = _parse(request, body, MOST_MANY if many else MOST_ONE)
+    said = payload.get("integration_key") if isinstance(payload, dict) else None
+    said = said if isinstance(said, str) else ""
     if caller is None:
-        said = payload.get("integration_key") if isinstance(payload, dict) else None
-        caller = auth.integration(said if isinstance(said, str) else "")
+        caller = auth.integration(said)
     bucket = _bucket(caller)
     if bucket is not None and (wait := bucket.wait()) > 0:
         raise ApiError(
@@ -84,7 +85,7 @@ def take(request: HttpRequest, source: str, over_limit: int = 429) -> HttpRespon
         raise _bad(bad[0])
     if bucket is not None:
         bucket.spend(len(good))
-    keys = iter(intake.accept(caller.id, good, body if len(items) == 1 else None))
+    keys = iter(intake.accept(caller.id, good, _to_keep(body, said) if len(items) == 1 else None))
     if not many:
         return success({"alert_key": next(keys)})
     return success(
@@ -95,6 +96,14 @@ def take(request: HttpRequest, source: str, over_limit: int = 429) -> HttpRespon
             ]
         }
     )
+
+
+def _to_keep(body: bytes, key: str) -> bytes | None:
+    """The body as everybody may see it who sees the event: without the key that was in it, or not at all where the key is not to be found."""
+    if not key:
+        return body
+    cut = body.replace(key.encode("utf-8", "surrogatepass"), b"***")
+    return cut if cut != body else None
 
 
 def _words(error: sources.BadEvent) -> str:
