@@ -153,10 +153,13 @@ def shared(request: HttpRequest, wire_id: str) -> HttpResponse:
             return render(request, "web/dead.html", {"why": _("There is no such incident, or you may not see it.")}, status=404)
         with in_words_of(reader):
             return _page(request, incident, reader, "console", now)
+    # Ids can be guessed one by one, and nobody may try many: wrong ones count too, and who is over the limit is answered alike for all.
+    if not Throttle.hit(f"group-link:{address_of(request)}", MOST_LOOKS, LOOKS_IN, now):
+        return _not_now(request)
     if incident is not None and incident.workspace.group_may_act and not _over(incident, now):
         return _summary(request, incident, now)
     # The same answer whether or not there is such an incident.
-    return HttpResponseRedirect(f"{settings.LOGIN_URL}?{urlencode({'next': request.path})}")
+    return HttpResponseRedirect(_sign_in(request))
 
 
 def _over(incident: Incident, now: datetime) -> bool:
@@ -291,17 +294,20 @@ def _has_next_layer(incident: Incident) -> bool:
     return run is not None and max(run.layer_idx, -1) + 1 < len(run.snapshot.body["layers"])
 
 
+def _sign_in(request: HttpRequest) -> str:
+    return f"{settings.LOGIN_URL}?{urlencode({'next': request.path})}"
+
+
+def _not_now(request: HttpRequest) -> HttpResponse:
+    """To somebody without a sign-in whose address opened too many of these pages; those who have an account go on with it."""
+    why = _("Too many pages were opened from your address. Try again in ten minutes.")
+    response = render(request, "web/dead.html", {"why": why, "title": _("Not now"), "login": _sign_in(request)}, status=429)
+    response["Retry-After"] = str(int(LOOKS_IN.total_seconds()))
+    return response
+
+
 def _summary(request: HttpRequest, incident: Incident, now: datetime) -> HttpResponse:
     """What a group may see without signing in, and the one thing it may do."""
-    # Ids can be guessed one by one; nobody may try many.
-    if not Throttle.hit(f"group-link:{address_of(request)}", MOST_LOOKS, LOOKS_IN, now):
-        response = render(
-            request,
-            "web/dead.html",
-            {"why": _("Too many pages were opened from your address. Try again in ten minutes."), "title": _("Not now")},
-        )
-        response.status_code, response["Retry-After"] = 429, str(int(LOOKS_IN.total_seconds()))
-        return response
     refused, status = "", 200
     if request.method == "POST":
         try:
@@ -320,7 +326,7 @@ def _summary(request: HttpRequest, incident: Incident, now: datetime) -> HttpRes
         "done": _done(incident, request.GET.get("done", ""), None, now) and _("Acknowledged for your group."),
         "groups": _groups_told(incident),
         "focus": "ack" in request.GET,
-        "login": f"{settings.LOGIN_URL}?{urlencode({'next': request.path})}",
+        "login": _sign_in(request),
     }
     return render(request, "web/summary.html", context, status=status)
 
