@@ -1,5 +1,6 @@
 """Signing in, at most so often: ten tries an account and thirty an address in ten minutes. An account that does not exist is answered alike."""
 
+import ipaddress
 import math
 from datetime import timedelta
 from typing import Any
@@ -21,11 +22,18 @@ PER_ADDRESS = 30
 
 
 def address_of(request: HttpRequest) -> str:
-    """The client's address: of the connection, or, where a proxy of ours is trusted, the one that proxy saw (the last it wrote down)."""
+    """The client's address (of IPv6, its network): of the connection, or, where a proxy of ours is trusted, the one that proxy saw (the last it wrote down)."""
     address = request.META.get("REMOTE_ADDR", "")
     if settings.SECURE_PROXY_SSL_HEADER:
         address = request.headers.get("X-Forwarded-For", "").rpartition(",")[2].strip() or address
-    return address[:60]
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return address[:60]
+    if isinstance(found, ipaddress.IPv6Address):
+        # Whoever has one address of IPv6 has a whole /64 of them, and with each would begin anew.
+        return str(found.ipv4_mapped or ipaddress.ip_network((found, 64), strict=False))
+    return str(found)
 
 
 class SignInForm(AuthenticationForm):
@@ -38,7 +46,8 @@ class SignInForm(AuthenticationForm):
 
     def clean(self) -> dict[str, Any]:
         now = db_now()
-        account = f"login:account:{fingerprint(self.cleaned_data.get('username', '').strip().lower())}"
+        # In upper case, as the database compares (`iexact`): for it "ı" and "i" are one letter, and each spelling would have tries of its own.
+        account = f"login:account:{fingerprint(self.cleaned_data.get('username', '').strip().upper())}"
         address = f"login:address:{address_of(self.request)}"
         # Both are counted, whichever says no: a guesser who changes accounts meets the address's limit.
         allowed = [Throttle.hit(address, PER_ADDRESS, WINDOW, now), Throttle.hit(account, PER_ACCOUNT, WINDOW, now)]
