@@ -6,6 +6,7 @@ some have are the protocols at the end: the caller asks `isinstance(transport, R
 
 import functools
 import importlib
+import math
 import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,14 +14,15 @@ from datetime import datetime
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from django import forms
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, ValidationError
+from django.forms.fields import InvalidJSONInput
 from django.utils.functional import Promise
 
 from channels_app import transports as package
 from channels_app.http import DeliveryError, Http
 
 __all__ = [
-    "Callback", "Command", "DeliveryError", "Format", "Http", "Limit", "Message", "Reach", "Receipt", "Receives", "Settings", "Suggests", "Transport", "Update",
+    "Callback", "Command", "DeliveryError", "Format", "Http", "JsonField", "Limit", "Message", "Reach", "Receipt", "Receives", "Settings", "Suggests", "Transport", "Update",
     "Updates", "get", "transports",
 ]  # fmt: skip
 
@@ -69,6 +71,40 @@ class Receipt:
     message_id: str = ""
     state: Literal["sent", "delivered"] = "sent"
     detail: str = ""  # one line for the log, such as what was cut
+
+
+class JsonField(forms.JSONField):
+    """JSON that a person wrote: what Python's parser dies of, and what PostgreSQL or a later reader could not take, is invalid as well."""
+
+    DEEPEST = 20
+
+    def to_python(self, value: Any) -> Any:
+        try:
+            found = super().to_python(value)
+            sound = _is_sound(found, self.DEEPEST)
+        except (RecursionError, ValueError):  # thousands of brackets, thousands of digits; ValidationError is neither
+            sound = False
+        if not sound:
+            raise ValidationError(self.error_messages["invalid"], code="invalid", params={"value": str(value)[:100]})
+        return found
+
+    def bound_data(self, data: Any, initial: Any) -> Any:
+        """What the page shows again; here, too, the parser may die of it."""
+        try:
+            found = super().bound_data(data, initial)
+            return found if _is_sound(found, self.DEEPEST) else InvalidJSONInput(data)
+        except (RecursionError, ValueError):
+            return InvalidJSONInput(data)
+
+
+def _is_sound(value: Any, levels: int) -> bool:
+    if isinstance(value, str):
+        return "\x00" not in value and not any("\ud800" <= char <= "\udfff" for char in value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, dict):
+        return levels > 0 and all(_is_sound(part, levels - 1) for pair in value.items() for part in pair)
+    return not isinstance(value, list) or (levels > 0 and all(_is_sound(part, levels - 1) for part in value))
 
 
 class Settings(forms.Form):

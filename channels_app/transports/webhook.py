@@ -36,7 +36,7 @@ class Settings(transport.Settings):
         help_text=gettext_lazy("The final address: redirects are not followed. Private addresses must be allowed on the channel."),
     )
     method = forms.ChoiceField(label=gettext_lazy("method"), choices=[(name, name) for name in METHODS], initial="POST", required=False)
-    headers = forms.JSONField(
+    headers = transport.JsonField(
         label=gettext_lazy("headers"), required=False, initial=dict, help_text=gettext_lazy('A JSON object, such as {"Authorization": "Bearer …"}.')
     )  # fmt: skip
     body = forms.CharField(
@@ -83,7 +83,7 @@ class Webhook(Transport):
     reach = "group"
     group = True
     format = "webhook"  # the text is the whole body, rendered from the setting `body`; "" asks for the default body
-    concurrency = 64
+    concurrency = 128
     secret = frozenset({"url", "headers", "secret"})
     Settings = Settings
 

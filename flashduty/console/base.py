@@ -26,6 +26,7 @@ from unfold.admin import ModelAdmin, StackedInline, TabularInline
 from unfold.paginator import InfinitePaginator
 from unfold.widgets import TEXTAREA_CLASSES, UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminTextareaWidget
 
+from channels_app import transport
 from channels_app.models import Address, Channel, ChannelHealth, Delivery, Notification
 from escalation.models import Event, Incident, Integration, Layer, LayerChannel, Responder, RuleSnapshot, Run, TimelineEntry, Workspace
 from escalation.models.rule import EscalationRule
@@ -199,7 +200,7 @@ class _Indented(json.JSONEncoder):
         super().__init__(**(kwargs | {"indent": 2}))
 
 
-class JsonField(forms.JSONField):
+class JsonField(transport.JsonField):
     """JSON written by hand: indented, in Chinese as Chinese, empty meaning `empty`."""
 
     def __init__(self, *, empty: Any = None, rows: int = 8, **kwargs: Any) -> None:
