@@ -25,6 +25,9 @@ CONNECT_SECONDS = 3.0
 # The cloud's own machine descriptions, wherever they are not link-local: Alibaba, Azure, AWS and Google over IPv6.
 _METADATA = frozenset(ipaddress.ip_address(ip) for ip in ("100.100.100.200", "168.63.129.16", "fd00:ec2::254", "fd20:ce::254"))
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_TRANSLATED = ipaddress.ip_network("::ffff:0:0:0/96")  # RFC 6145
+# Private as well, whatever the list of this Python's version says: site-local, NAT64 of one's own, reserved, segment routing, documentation.
+_PRIVATE = tuple(map(ipaddress.ip_network, ("fec0::/10", "64:ff9b:1::/48", "192.0.0.0/24", "192.88.99.0/24", "5f00::/16", "3fff::/20")))
 _V4_COMPATIBLE = ipaddress.ip_network("::/96")
 
 
@@ -76,7 +79,12 @@ class Guard:
         place = f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
         if address.is_link_local or address.is_multicast or address in _METADATA:
             text = _("%(host)s is %(place)s, an address that is never reached from here (link-local, cloud metadata or multicast).")
-        elif address.is_global or self.allow_private or place in self.allowed or f"{host.lower()}:{port}" in self.allowed:
+        elif (
+            (address.is_global and not any(address in net for net in _PRIVATE))
+            or self.allow_private
+            or place in self.allowed
+            or f"{host.lower()}:{port}" in self.allowed
+        ):
             return
         else:
             text = _(
@@ -96,7 +104,7 @@ def _real_address(ip: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     address = ipaddress.ip_address(ip.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
-        if inner is None and (address in _NAT64 or (address in _V4_COMPATIBLE and int(address) > 0xFFFF)):
+        if inner is None and (address in _NAT64 or address in _TRANSLATED or (address in _V4_COMPATIBLE and int(address) > 0xFFFF)):
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         return inner or address
     return address
