@@ -242,7 +242,7 @@ def _pages(deliveries: Sequence[Delivery]) -> list[Line]:
     for group in occasions.values():
         notification = group[0].notification
         word = EVENT_WORDS.get(notification.event, EVENT_WORDS["told"])()
-        told = "; ".join(
+        told = pgettext("between steps", "; ").join(
             (_("%(who)s by %(channel)s: %(state)s%(reason)s") if _channel(delivery) else _("%(who)s: %(state)s%(reason)s"))
             % {
                 "who": _who(delivery),
@@ -255,7 +255,13 @@ def _pages(deliveries: Sequence[Delivery]) -> list[Line]:
         layer = (
             _(" (layer %(idx)d)") % {"idx": notification.layer_idx} if notification.layer_idx is not None and notification.is_page else ""
         )
-        lines.append(Line(notification.created_at, f"{word}{layer}: {told}", "page" if notification.is_page else "notice"))
+        lines.append(
+            Line(
+                notification.created_at,
+                _("%(occasion)s: %(told)s") % {"occasion": word + layer, "told": told},
+                "page" if notification.is_page else "notice",
+            )
+        )
     return lines
 
 
@@ -264,7 +270,7 @@ def sentence(entry: TimelineEntry, names: Mapping[tuple[str, Any], str] | None =
     detail: dict[str, Any] = entry.detail
     names = names or {}
     who = entry.actor.name if entry.actor is not None else str(detail.get("as") or _("The system"))
-    people = ", ".join(names.get(("member", pk), f"#{pk}") for pk in detail.get("person_ids", ()) or ())
+    people = pgettext("between channels", ", ").join(names.get(("member", pk), f"#{pk}") for pk in detail.get("person_ids", ()) or ())
     says = {
         "i_new": lambda: (
             _("Incident opened: %(severity)s, %(title)s")
@@ -414,7 +420,7 @@ def _ahead(story: Story, now: datetime) -> None:
         text = _("Layer %(idx)d, %(word)s: %(who)s") % {
             "idx": page.layer,
             "word": {"refire": _("again"), "escalated": _("escalated")}.get(page.event, _("first page")),
-            "who": ", ".join((*who, *([_groups(groups)] if groups else []))),
+            "who": pgettext("between channels", ", ").join((*who, *([_groups(groups)] if groups else []))),
         }
         story.ahead.append(Next(planned.at, text, page.layer, "page", page.event, who))
     if not story.ahead and not story.nothing_ahead:
