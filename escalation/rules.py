@@ -214,9 +214,9 @@ class Matcher:
         """The first rule of the incident's workspace that matches now, frozen; None when none does."""
         for rule in self.rules.get(incident.workspace_id, ()):
             try:
-                if match.matches(rule.filters, subject) and match.in_time(rule.time_filters, self.now, rule.time_zone):
-                    if (found := self._freeze(rule)) is not None:
-                        return found  # one without layers would tell nobody: the next one decides
+                fits = match.matches(rule.filters, subject) and match.in_time(rule.time_filters, self.now, rule.time_zone)
+                if fits and (found := self._freeze(rule)) is not None:
+                    return found  # one without layers would tell nobody: the next one decides
             except match.FilterError:
                 continue  # a rule that was broken behind the forms' back must not stop the ones after it; `doctor` names it
         return None
