@@ -11,8 +11,7 @@ class Run(models.Model):
     class Kind(models.TextChoices):
         RULE = "rule", _("Rule")
         ASSIGN = "assign", _("Assign")  # directly to people: their preferences, no escalation
-        CATCH_ALL = "catch_all", _("Catch All")  # the workspace's
-        INSTALLATION = "installation", _("Installation")  # the installation's
+        CATCH_ALL = "catch_all", _("Catch-all")  # the workspace's, then the installation's
 
     incident = models.ForeignKey(Incident, on_delete=models.CASCADE, related_name="runs")
     snapshot = models.ForeignKey(RuleSnapshot, on_delete=models.PROTECT, related_name="runs")
