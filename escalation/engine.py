@@ -688,7 +688,7 @@ def _end_reason(live: Live) -> str:
 
 
 def _facts(incident: Incident) -> plan.Facts:
-    return plan.Facts(incident.progress, incident.snoozed_until)
+    return plan.Facts(incident.progress, incident.snoozed_until, incident.status == "Ok")
 
 
 # ---- pages that reached nobody -------------------------------------------------------------------------------------------------------

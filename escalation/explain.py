@@ -401,7 +401,7 @@ def _ahead(story: Story, now: datetime) -> None:
             empty.add(idx)
         if idx >= max(state.layer, 0):
             told = audience.members or told
-    facts = plan.Facts(incident.progress, snoozed)
+    facts = plan.Facts(incident.progress, snoozed, incident.status == "Ok")
     people = dict(
         Member.objects.filter(id__in={pk for audience in audiences.values() for pk in audience.members}).values_list("id", "name")
     )

@@ -113,6 +113,7 @@ class Facts:
 
     progress: str  # Triggered | Processing | Closed
     snoozed_until: datetime | None = None
+    recovered: bool = False  # every alert is Ok and the incident is open only because its workspace keeps it open
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +192,9 @@ def step(rule: Rule, state: State, facts: Facts, now: datetime, late_after: time
         return _paged(rule, after, Page(state.layer, "fire", 0, "severity"), (state.repage_at, now) if moved else None)
     if now < at:
         return Step(replace(state, due=_due(rule, state)))
+    if state.layer == DELAY and facts.recovered and rule.delay:
+        # Nobody is told of what recovers within the window; should it fire again, the page is due at the end of one more window.
+        return Step(replace(state, t0=now, due=now + max(timedelta(seconds=rule.delay), LATE)))
 
     # What is due pages by the severity of now, so a page that was wanted for the severity is not sent beside it.
     moved = _delay(at, now, late_after)

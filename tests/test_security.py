@@ -214,6 +214,7 @@ def differing(before: dict[Any, Any], after: dict[Any, Any]) -> list[Any]:
     return [key for key in before.keys() | after.keys() if before.get(key) != after.get(key)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ["manager", "member", "viewer"])
 def test_forms_of_rows_that_are_not_ones_own_change_nothing(house: House, role: str):
     """The administrator's own form of every row, changed a little and sent by somebody who may not."""
@@ -512,6 +513,7 @@ def test_a_key_that_came_in_the_body_is_not_kept_for_everybody_to_read(house: Ho
 NASTY = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7|add:7 }}"
 
 
+@pytest.mark.slow
 def test_no_text_of_anybody_becomes_a_tag(house: House):
     """Every column of text of every row, as long as it holds the attack, and every page of the console as the administrator sees it."""
     written = 0

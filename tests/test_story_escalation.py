@@ -385,3 +385,20 @@ def test_a_layer_of_supervisors_goes_on_to_the_same_supervisors(world):
     world.pass_time(minutes=30)
     world.expect(("Boss", "app", "refire"), ("Director", "app", "escalated"))
     world.do("close")
+
+
+def test_what_recovers_within_the_delay_window_wakes_nobody_even_where_incidents_stay_open(world):
+    world.workspace.disable_auto_close = True
+    world.workspace.save()
+    lee = world.person("Lee")
+    world.rule(layer(lee), aggr_window=60)
+    world.alert("blip")
+    world.pass_time(seconds=30)
+    world.recover("blip")
+    world.pass_time(minutes=10)
+    world.silence()
+    assert (world.incident().progress, world.incident().status) == ("Triggered", "Ok")
+    world.alert("blip")  # and this time it stays
+    world.pass_time(seconds=60)
+    world.expect(("Lee", "app", "triggered"))
+    world.do("close")
