@@ -149,7 +149,7 @@ class Migration(migrations.Migration):
             name='Run',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('kind', models.CharField(choices=[('rule', 'Rule'), ('assign', 'Assign'), ('catch_all', 'Catch All')], default='rule', max_length=12)),
+                ('kind', models.CharField(choices=[('rule', 'Rule'), ('assign', 'Assign'), ('catch_all', 'Catch-all')], default='rule', max_length=12)),
                 ('state', models.JSONField(default=dict)),
                 ('layer_idx', models.SmallIntegerField(default=-1)),
                 ('next_at', models.DateTimeField(null=True)),
