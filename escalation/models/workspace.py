@@ -29,7 +29,9 @@ class Workspace(models.Model):
     group_may_act = models.BooleanField(
         _("groups may act"),
         default=False,
-        help_text=_("Anybody who has the link in a group message may see a summary and acknowledge as “somebody in <group>”, without signing in."),
+        help_text=_(
+            "Anybody who has the link in a group message may see a summary and acknowledge as “somebody in <group>”, without signing in."
+        ),
     )
     status = models.CharField(_("status"), max_length=10, choices=Status.choices, default=Status.ENABLED)
     auto_resolve_timeout = models.PositiveIntegerField(
