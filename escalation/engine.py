@@ -15,11 +15,10 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection, transaction
 from django.db.models import F, Q
 from django.utils.translation import gettext as _
@@ -27,13 +26,14 @@ from django.utils.translation import gettext_noop
 from psycopg.errors import DeadlockDetected, LockNotAvailable
 
 from channels_app import outbox
-from channels_app.models import Delivery, Notification
+from channels_app.models import Notification
 from channels_app.outbox.statements import planned_once
-from escalation import lifecycle, match, plan, rules, targets
-from escalation.ids import hex_id
-from escalation.models import Alert, Event, Incident, Responder, Run, TimelineEntry, Workspace
+from escalation import lifecycle, match, plan, rules
+from escalation.models import Event, Incident, Run, TimelineEntry, Workspace
+from escalation.notices import status_notices, tell_people
 from escalation.rows import read
-from mapping.models import Installation, Member
+from escalation.running import Batch, Live, advance, alarm, catch_all, facts_of, live_of, new_live, write
+from mapping.models import Installation
 from templates_app import events
 
 log = logging.getLogger(__name__)
@@ -47,46 +47,9 @@ STUCK_SECONDS = 5.0
 FAILED = gettext_noop("the engine could not go on with it")
 BACKLOG_FIRST = timedelta(seconds=10)  # after an outage of ours intake gets so long to catch up before late runs page
 
-# How urgent among pages of one severity (outbox.Notice.rank).
-FIRST, ESCALATION, LOOP, STATUS = 0, 1, 2, 3
 
 # Moves that groups which were paged are told of. What a due entry's detail holds is written at the top of lifecycle.py.
 STATUS_EVENTS = {"i_ack": events.ACKNOWLEDGED, "i_snooze": events.ACKNOWLEDGED, "i_rslv": events.CLOSED}
-
-
-@dataclass(slots=True, eq=False)
-class Live:
-    """A run in this pass: the row, what it follows and what has been decided."""
-
-    run: Run
-    incident: Incident
-    follows: rules.Frozen
-    state: plan.State
-    told: targets.Told = field(default_factory=targets.Told)
-    new: bool = False
-    step: plan.Step | None = None
-    end: str = ""
-
-
-@dataclass(slots=True)
-class Batch:
-    """What a pass writes at its end, all at once."""
-
-    now: datetime
-    entries: list[TimelineEntry] = field(default_factory=list)
-    notices: list[outbox.Notice] = field(default_factory=list)
-    saved: dict[int, Live] = field(default_factory=dict)
-    touched: dict[int, Incident] = field(default_factory=dict)
-    responders: list[tuple[int, int]] = field(default_factory=list)
-    handled: list[int] = field(default_factory=list)  # timeline entries that were acted on
-    alarms: list[str] = field(default_factory=list)
-    known: "_Contexts" = field(default_factory=lambda: _Contexts())
-
-    def note(self, incident: Incident, kind: str, detail: dict[str, Any]) -> None:
-        """A line of the timeline that needs no further work."""
-        self.entries.append(
-            TimelineEntry(incident=incident, type=kind, via="system", detail=detail, created_at=self.now, handled_at=self.now)
-        )
 
 
 def run_once(now: datetime, *, limit: int = BATCH, budget_ms: float | None = None) -> int:
@@ -209,8 +172,8 @@ def _set_aside(kind: str, incident_id: int, now: datetime, why: str) -> int:
             try:
                 with transaction.atomic():
                     batch = Batch(now)
-                    _advance(_catch_all([incident], FAILED, batch), batch)
-                    _write(batch)
+                    advance(catch_all([incident], FAILED, batch), batch)
+                    write(batch)
             except (OperationalError, InterfaceError):
                 raise
             except Exception:
@@ -219,12 +182,6 @@ def _set_aside(kind: str, incident_id: int, now: datetime, why: str) -> int:
         # Not why: `/readyz` says this to everybody, and an error quotes what it stumbled over. The timeline says it to those who may see it.
         alarm(_("The engine could not go on with incident %(id)s; its timeline says why.") % {"id": incident_id}, now)
         return 1
-
-
-def alarm(text: str, now: datetime) -> None:
-    """What `/readyz` and the console raise until somebody has looked."""
-    Installation.get()
-    Installation.objects.filter(id=1).update(alarm=text[:2000], alarm_at=now)
 
 
 # ---- the clock -----------------------------------------------------------------------------------------------------------------------
@@ -358,7 +315,7 @@ def _timeline(now: datetime, limit: int, only: int | None = None) -> int:
             if entry.type == "i_assign" or (entry.type == "i_reopen" and people):
                 opening.pop(pk, None)
                 if incident.progress != Incident.Progress.CLOSED and people:
-                    live = _new_live(incident, rules.freeze(rules.people_body("assigned", people), now), Run.Kind.ASSIGN, now, "manual")
+                    live = new_live(incident, rules.freeze(rules.people_body("assigned", people), now), Run.Kind.ASSIGN, now, "manual")
                     lives = [other for other in lives if other.incident is not incident] + [live]
             elif entry.type in ("i_new", "i_reopen"):
                 if incident.progress == Incident.Progress.TRIGGERED and (live is None or live.run.ended_at is not None):
@@ -370,7 +327,7 @@ def _timeline(now: datetime, limit: int, only: int | None = None) -> int:
                     lives = [other for other in lives if other.incident is not incident] + [live]
             elif entry.type == "i_a_rspd":
                 if incident.progress != Incident.Progress.CLOSED:
-                    batch.notices += _tell_people(batch, incident, people, now)
+                    batch.notices += tell_people(batch, incident, people, now)
             elif entry.type == "i_rslv":
                 # The move has ended the run, and with it whatever was to be done before; a reopening begins anew.
                 opening.pop(pk, None)
@@ -385,10 +342,10 @@ def _timeline(now: datetime, limit: int, only: int | None = None) -> int:
             if (event := STATUS_EVENTS.get(entry.type)) is not None:
                 told.append((incident, event, entry))
     opened = _open_runs([(incidents[pk], why) for pk, why in opening.items()], now, batch)
-    _advance(lives + opened, batch)
-    batch.notices += _status_notices(told, batch)
+    advance(lives + opened, batch)
+    batch.notices += status_notices(told, batch)
     batch.handled = [entry.id for entry in entries]
-    _write(batch)
+    write(batch)
     return len(entries)
 
 
@@ -420,7 +377,7 @@ def _escalated(live: Live | None, incident: Incident, detail: dict[str, Any], ba
         if live is not None and live.run.ended_at is None:
             live.state, live.end = replace(live.state, due=None), gettext_noop("escalated by hand")
             batch.saved[id(live)] = live
-        live = _new_live(incident, follows, Run.Kind.RULE, now, "manual")
+        live = new_live(incident, follows, Run.Kind.RULE, now, "manual")
     live.state = plan.escalate_to(follows.timing, live.state, layer, now)
     return live
 
@@ -431,7 +388,7 @@ def _last_runs(incident_ids: Sequence[int], incidents: dict[int, Incident]) -> d
         return {}
     latest = {run.incident_id: run for run in Run.objects.select_for_update().filter(incident_id__in=incident_ids).order_by("id")}
     known = rules.frozen(run.snapshot_id for run in latest.values())
-    return {pk: _live(run, incidents[pk], known[run.snapshot_id]) for pk, run in latest.items()}
+    return {pk: live_of(run, incidents[pk], known[run.snapshot_id]) for pk, run in latest.items()}
 
 
 def _open_runs(opening: Sequence[tuple[Incident, plan.Why]], now: datetime, batch: Batch) -> list[Live]:
@@ -453,28 +410,8 @@ def _open_runs(opening: Sequence[tuple[Incident, plan.Why]], now: datetime, batc
         if follows is None:
             nobody.append(incident)
         else:
-            lives.append(_new_live(incident, follows, Run.Kind.RULE, now, why))
-    return lives + _catch_all(nobody, gettext_noop("no escalation rule of the workspace matches"), batch)
-
-
-def _catch_all(incidents: Sequence[Incident], why: str, batch: Batch) -> list[Live]:
-    """Runs of the catch-all; where nobody is named either, the alarm is raised: the last thing that is left to do."""
-    if not incidents:
-        return []
-    bodies = rules.catch_all_bodies(sorted({incident.workspace_id for incident in incidents}))
-    lives = []
-    for incident in incidents:
-        body = bodies.get(incident.workspace_id)
-        if body is None:
-            batch.note(
-                incident, "i_layer", {"result": "nobody", "reason": why, "text": gettext_noop("nobody is named as catch-all either")}
-            )
-            text = _("Incident #%(num)s could not be told to anybody: %(why)s, and no catch-all is named.")
-            batch.alarms.append(text % {"num": incident.num, "why": targets.in_words(why)})
-            continue
-        batch.note(incident, "i_layer", {"result": "catch_all", "reason": why})
-        lives.append(_new_live(incident, rules.freeze(body, batch.now), Run.Kind.CATCH_ALL, batch.now, "first"))
-    return lives
+            lives.append(new_live(incident, follows, Run.Kind.RULE, now, why))
+    return lives + catch_all(nobody, gettext_noop("no escalation rule of the workspace matches"), batch)
 
 
 # ---- runs ----------------------------------------------------------------------------------------------------------------------------
@@ -506,9 +443,9 @@ def _runs(now: datetime, limit: int, only: int | None = None) -> int:
         incident = incidents[run.incident_id]
         if run.incident_id in moved or (incident.wake_at is not None and incident.wake_at <= now):
             continue  # its snooze is over: the wake, which writes to the timeline, comes first
-        lives.append(_live(run, incident, known[run.snapshot_id]))
-    _advance(lives, batch)
-    _write(batch)
+        lives.append(live_of(run, incident, known[run.snapshot_id]))
+    advance(lives, batch)
+    write(batch)
     return len(lives)
 
 
@@ -531,164 +468,6 @@ def fresh() -> None:
     _waiting.clear()
     _stuck.clear()
     rules.forget()
-
-
-def _advance(lives: list[Live], batch: Batch) -> None:
-    """Let every run take its step; a layer that reaches nobody gives way to the next at once, a rule without a next one to the catch-all."""
-    now, turn = batch.now, list(lives)
-    while turn:
-        _number([live for live in turn if live.run.id is None])
-        for live in turn:
-            if live.step is None:
-                live.step = plan.step(live.follows.timing, live.state, _facts(live.incident), now)
-                if live.step.outage is not None:
-                    down_from, down_to = live.step.outage
-                    batch.note(live.incident, "i_outage", {"from": int(down_from.timestamp()), "to": int(down_to.timestamp())})
-        again: list[Live] = []
-        batch.known.look([live.incident.id for live in turn if live.step and live.step.page])
-        for group in _groups([live for live in turn if live.step and live.step.page]).values():
-            first = group[0]
-            page = _page(first)
-            audience = targets.resolve(
-                first.follows.layer(page.layer),
-                severity=first.incident.severity,
-                event=page.event,
-                told=first.told.until(page.layer),
-                now=now,
-            )
-            # A layer whose groups were told and want no loops is not one that reaches nobody.
-            content = not audience.to and page.fire == "refire" and _reaches(first, page.layer, now)
-            for live in group:
-                page = _page(live)
-                if content:
-                    assert live.step is not None
-                    live.step = replace(live.step, page=None)
-                    continue
-                if not audience.to:
-                    batch.note(live.incident, "i_layer", {"result": "unreachable", "layer_idx": page.layer, "reason": audience.reason()})
-                    assert live.step is not None
-                    live.step = plan.unreachable(live.follows.timing, live.step.state, now)
-                    again.append(live)
-                    continue
-                _page_now(live, page, audience, batch)
-        ended: list[Incident] = []
-        for live in turn:
-            if live in again:
-                continue
-            assert live.step is not None
-            live.state = live.step.state
-            batch.saved[id(live)] = live
-            if live.step.end is not None:
-                live.end = _end_reason(live)
-                if live.step.end == "exhausted" and live.run.kind == Run.Kind.CATCH_ALL:
-                    batch.alarms.append(_("Incident #%(num)s: nobody answered, the catch-all included.") % {"num": live.incident.num})
-                elif live.step.end == "exhausted" and (live.run.kind == Run.Kind.RULE or not live.step.state.sent):
-                    ended.append(live.incident)
-        again = [live for live in again if not _gave_up(live, ended, batch)]
-        turn = again + _catch_all(ended, gettext_noop("the last layer has passed without an answer"), batch)
-
-
-def _reaches(live: Live, layer: int, now: datetime) -> bool:
-    """Whether a layer has somebody to tell at its start."""
-    body, severity = live.follows.layer(layer), live.incident.severity
-    firsts = (events.TRIGGERED, events.ESCALATED)
-    return any(targets.resolve(body, severity=severity, event=event, told=live.told.until(layer), now=now).to for event in firsts)
-
-
-def _number(lives: Sequence[Live]) -> None:
-    """New runs get their ids before they are written, because what they post names them."""
-    if lives:
-        with planned_once() as cursor:
-            cursor.execute("SELECT nextval(pg_get_serial_sequence('escalation_run', 'id')) FROM generate_series(1, %s)", [len(lives)])
-            for live, (pk,) in zip(lives, cursor.fetchall(), strict=True):
-                live.run.id = pk
-
-
-def _gave_up(live: Live, ended: list[Incident], batch: Batch) -> bool:
-    """Whether a run whose layer reaches nobody has no next layer either."""
-    assert live.step is not None
-    if live.step.page is not None:
-        return False
-    live.state, live.end = live.step.state, gettext_noop("nobody could be reached")
-    batch.saved[id(live)] = live
-    if live.run.kind == Run.Kind.CATCH_ALL:
-        batch.alarms.append(_("Incident #%(num)s could not be told to anybody, the catch-all included.") % {"num": live.incident.num})
-    else:
-        ended.append(live.incident)
-    return True
-
-
-def _page(live: Live) -> plan.Page:
-    assert live.step is not None and live.step.page is not None
-    return live.step.page
-
-
-def _groups(lives: Sequence[Live]) -> dict[tuple[Any, ...], list[Live]]:
-    """Runs that page the same people by the same channels: their targets are resolved once."""
-    groups: dict[tuple[Any, ...], list[Live]] = defaultdict(list)
-    for live in lives:
-        page = _page(live)
-        told = live.told.until(page.layer) if live.follows.layer(page.layer)["supervisors"] else ()
-        groups[live.follows.id, page.layer, live.incident.severity, page.event, told].append(live)
-    return groups
-
-
-def _page_now(live: Live, page: plan.Page, audience: targets.Audience, batch: Batch) -> None:
-    layer = live.follows.layer(page.layer)
-    live.incident.layer_idx = page.layer
-    context = batch.known.build(live, page.event, page.layer)
-    batch.notices.append(
-        outbox.Notice(
-            event=page.event,
-            severity=live.incident.severity,
-            context=context,
-            to=audience.to,
-            is_page=True,
-            topic=live.incident.id,
-            run=live.run.id,
-            layer_idx=page.layer,
-            survives_ack=bool(layer["force_escalate"]),
-            template_set=live.follows.body["template_set"],
-            rank={"triggered": FIRST, "escalated": ESCALATION}.get(page.event, LOOP),
-        )
-    )
-    live.told = live.told.and_now(page.layer, audience.members)
-    if audience.missing:
-        batch.note(
-            live.incident,
-            "i_layer",
-            {"result": "partly", "layer_idx": page.layer, "missing": [item.plain() for item in audience.missing[:50]]},
-        )
-    if page.repeat == 0 and page.why != "severity":
-        # Who has it now: the rule's layer, and the people in it.
-        if live.run.kind != Run.Kind.ASSIGN:
-            live.incident.rule_id, live.incident.assigned_type = (
-                live.follows.rule_id,
-                "escalate" if page.layer else live.incident.assigned_type or "assign",
-            )
-            detail = {
-                "type": live.incident.assigned_type,
-                "why": page.why,
-                "layer_idx": page.layer,
-                "escalate_rule_id": hex_id(live.incident.created_at, live.follows.rule_id) if live.follows.rule_id else "",
-                "escalate_rule_name": live.follows.body["name"],
-                "person_ids": list(audience.members),
-            }
-            batch.note(live.incident, "i_layer" if live.follows.rule_id is None else "i_assign", detail)
-        batch.responders += [(live.incident.id, member) for member in audience.members]
-        batch.touched[live.incident.id] = live.incident
-
-
-def _end_reason(live: Live) -> str:
-    assert live.step is not None
-    if live.step.end == "exhausted":
-        assigned = live.run.kind == Run.Kind.ASSIGN
-        return gettext_noop("assigned directly: no further escalation") if assigned else gettext_noop("the last layer has passed")
-    return str(live.step.end)
-
-
-def _facts(incident: Incident) -> plan.Facts:
-    return plan.Facts(incident.progress, incident.snoozed_until, incident.status == "Ok")
 
 
 # ---- pages that reached nobody -------------------------------------------------------------------------------------------------------
@@ -723,10 +502,10 @@ def _exhausted(now: datetime, limit: int, only: int | None = None) -> int:
             nobody.append(live.incident)
         elif live.run.ended_at is None and live.state.layer == layer:  # a page of a layer that is over by now changes nothing
             seen.add(topic)
-            live.step = plan.failed_later(live.follows.timing, live.state, layer, _facts(live.incident), now)
+            live.step = plan.failed_later(live.follows.timing, live.state, layer, facts_of(live.incident), now)
             lives.append(live)
-    _advance(lives + _catch_all(nobody, gettext_noop("the people it was assigned to could not be reached"), batch), batch)
-    _write(batch)
+    advance(lives + catch_all(nobody, gettext_noop("the people it was assigned to could not be reached"), batch), batch)
+    write(batch)
     Notification.objects.filter(id__in=[row[0] for row in mine]).update(exhausted_handled_at=now)
     return len(mine)
 
@@ -739,262 +518,3 @@ _KINDS: dict[str, Callable[..., int]] = {
     "runs": _runs,
     "exhausted": _exhausted,
 }
-
-
-# ---- notices that are no pages -------------------------------------------------------------------------------------------------------
-
-
-def _status_notices(told: Sequence[tuple[Incident, str, TimelineEntry]], batch: Batch) -> list[outbox.Notice]:
-    """Acknowledged and closed go to the group channels that were told and chose them, not to persons."""
-    ids = sorted({incident.id for incident, _event, _entry in told})
-    groups: dict[int, set[tuple[int, str]]] = defaultdict(set)
-    for topic, channel, target in (
-        Delivery.objects.filter(topic__in=ids, member=None, is_page=True)
-        .exclude(state__in=(Delivery.State.CANCELLED, Delivery.State.FAILED), attempts=0)  # it was never told
-        .values_list("topic", "channel_id", "address__target")
-        .distinct()
-        if ids
-        else ()
-    ):
-        groups[int(topic or 0)].add((channel, target))
-    if not groups:
-        return []
-    followed: dict[int, list[int]] = defaultdict(list)
-    for incident_id, snapshot_id in Run.objects.filter(incident_id__in=groups).order_by("id").values_list("incident_id", "snapshot_id"):
-        followed[incident_id].append(snapshot_id)
-    known = rules.frozen(pk for pks in followed.values() for pk in pks)
-    lives = {
-        incident.id: Live(Run(), incident, known[followed[incident.id][-1]], plan.State(0, incident.created_at, 0, None))
-        for incident, _event, _entry in told
-        if incident.id in followed
-    }
-    batch.known.look(list(lives))
-    people = Member.objects.in_bulk({entry.actor_id for _incident, _event, entry in told if entry.actor_id is not None})
-    notices = []
-    for incident, event, entry in told:
-        if incident.id not in lives:
-            continue
-        uses = {use["channel"]: use for pk in followed[incident.id] for layer in known[pk].body["layers"] for use in layer["channels"]}
-        to = tuple(
-            outbox.To(channel_id=channel, target=target)
-            for channel, target in sorted(groups[incident.id])
-            if channel in uses and targets.wants(uses[channel], incident.severity, event)
-        )
-        if not to:
-            continue
-        live = lives[incident.id]
-        context = batch.known.build(live, event, incident.layer_idx or 0)
-        if (actor := people.get(entry.actor_id or 0)) is not None:
-            who = {"id": actor.id, "name": actor.name, "email": actor.email}
-            context["acknowledger" if event == events.ACKNOWLEDGED else "closer"] = who
-        notices.append(
-            outbox.Notice(
-                event=event, severity=incident.severity, context=context, to=to, is_page=False, topic=incident.id, run=None,
-                layer_idx=incident.layer_idx, survives_ack=True, template_set=live.follows.body["template_set"], rank=STATUS,
-            )
-        )  # fmt: skip
-    return notices
-
-
-def _tell_people(batch: Batch, incident: Incident, people: list[int], now: datetime) -> list[outbox.Notice]:
-    """A page to responders who were added, by their own preferences; the rule goes on for the others."""
-    body = rules.people_body("added", people)
-    audience = targets.resolve(body["layers"][0], severity=incident.severity, event=events.TRIGGERED, told=(), now=now)
-    if audience.missing:
-        batch.note(
-            incident,
-            "i_layer",
-            {
-                "result": "partly" if audience.to else "unreachable",
-                "reason": audience.reason(),
-                "missing": [item.plain() for item in audience.missing[:50]],
-            },
-        )
-    if not audience.to:
-        return []
-    live = Live(Run(), incident, rules.freeze(body, now), plan.begin(plan.Rule.from_json(body), now))
-    batch.known.look([incident.id])
-    context = batch.known.build(live, events.TRIGGERED, incident.layer_idx or 0)
-    return [
-        outbox.Notice(
-            event=events.TRIGGERED, severity=incident.severity, context=context, to=audience.to, is_page=True, topic=incident.id, run=None,
-            layer_idx=incident.layer_idx, survives_ack=False, template_set=None, rank=FIRST,
-        )
-    ]  # fmt: skip
-
-
-# ---- rows to plain values and back ---------------------------------------------------------------------------------------------------
-
-
-class _Contexts:
-    """What texts may say about the incidents of a batch, read in two queries for all that are looked up together."""
-
-    def __init__(self) -> None:
-        self.alerts: dict[int, list[Alert]] = {}
-        self.responders: dict[int, list[Responder]] = {}
-
-    def look(self, incident_ids: Iterable[int]) -> None:
-        """Reads what is not known yet of these incidents."""
-        ids = sorted(set(incident_ids) - self.alerts.keys())
-        if not ids:
-            return
-        self.alerts |= {pk: [] for pk in ids}
-        self.responders |= {pk: [] for pk in ids}
-        # The first twenty of each; an incident with thousands must not be read whole.
-        first = """FROM unnest(%s::bigint[]) AS i (id) CROSS JOIN LATERAL
-            (SELECT * FROM escalation_alert WHERE incident_id = i.id ORDER BY id LIMIT %s) AS t ORDER BY t.id"""
-        for alert in read(Alert, first, [ids, events.MAX_ALERTS]):
-            self.alerts[alert.incident_id or 0].append(alert)
-        rows = read(Responder, "FROM escalation_responder t WHERE t.incident_id = ANY(%s) ORDER BY t.id LIMIT 5000", [ids])
-        people = Member.objects.in_bulk({row.member_id for row in rows}) if rows else {}
-        for row in rows:
-            row.member = people[row.member_id]
-            self.responders[row.incident_id].append(row)
-
-    def source(self, incident_id: int) -> str:
-        """The integration of the incident's first alert; "" for one that was opened by hand."""
-        alerts = self.alerts[incident_id]
-        return str(alerts[0].integration_id) if alerts else ""
-
-    def build(self, live: Live, event: str, layer: int) -> dict[str, Any]:
-        incident = live.incident
-        alerts = self.alerts.get(incident.id, [])
-        wire = hex_id(incident.created_at, incident.id)
-        return dict(
-            events.build(
-                event,
-                id=wire,
-                num=incident.num,
-                title=incident.title,
-                description=incident.description,
-                severity=incident.severity,
-                status=incident.status,
-                progress=incident.progress,
-                detail_url=f"{settings.BASE_URL}/i/{wire}/",
-                start_time=incident.start_time,
-                last_time=incident.last_time,
-                end_time=incident.end_time,
-                ack_time=incident.ack_time,
-                close_time=incident.close_time,
-                snoozed_before=incident.snoozed_until,
-                assigned_to={
-                    "rule_name": live.follows.body["name"] if live.follows.rule_id else "",
-                    "layer_idx": layer,
-                    "type": incident.assigned_type or "assign",
-                },
-                responders=[
-                    {
-                        "id": row.member_id,
-                        "name": row.member.name,
-                        "email": row.member.email,
-                        "assigned_at": row.assigned_at,
-                        "acknowledged_at": row.acknowledged_at,
-                    }
-                    for row in self.responders.get(incident.id, ())
-                ],
-                workspace={"id": incident.workspace_id, "name": incident.workspace.name},
-                labels=incident.labels,
-                alerts=[
-                    {
-                        "title": alert.title,
-                        "description": alert.description,
-                        "severity": alert.severity,
-                        "status": alert.status,
-                        "start_time": alert.start_time,
-                        "last_time": alert.last_time,
-                        "end_time": alert.end_time,
-                        "labels": alert.labels,
-                    }
-                    for alert in alerts
-                ],
-                alert_count=incident.alert_count,
-                layer_idx=layer,
-                impact=incident.impact,
-                root_cause=incident.root_cause,
-                resolution=incident.resolution,
-                images=alerts[0].images if alerts else (),
-                links=[{"title": link.get("title", ""), "url": link["href"]} for link in alerts[0].links] if alerts else (),
-            )
-        )
-
-
-def _new_live(incident: Incident, follows: rules.Frozen, kind: str, now: datetime, why: plan.Why) -> Live:
-    run = Run(incident=incident, snapshot_id=follows.id, kind=kind, started_at=now)
-    return Live(run, incident, follows, plan.begin(follows.timing, now, why), new=True)
-
-
-def _live(run: Run, incident: Incident, follows: rules.Frozen) -> Live:
-    return Live(run, incident, follows, _state(run), targets.Told.of(run.state.get("told")))
-
-
-def _state(run: Run) -> plan.State:
-    """The plan's state as the row keeps it."""
-    return plan.State.from_json(run.state, run.next_at)
-
-
-def _packed(state: plan.State, told: targets.Told) -> dict[str, Any]:
-    return state.to_json() | {"told": told.plain()}
-
-
-# One JSON value for a whole batch: half the time of arrays, a tenth of what the ORM takes to build a row's CASE and VALUES.
-_SAVE_RUNS = """
-UPDATE escalation_run r SET state = w.state, layer_idx = w.layer_idx, next_at = w.next_at, ended_at = w.ended_at, end_reason = w.end_reason
-FROM jsonb_to_recordset(%s::jsonb)
-  AS w(id bigint, state jsonb, layer_idx smallint, next_at timestamptz, ended_at timestamptz, end_reason text) WHERE r.id = w.id
-"""
-_REST = """
-WITH runs AS (
-  INSERT INTO escalation_run (id, incident_id, snapshot_id, kind, state, layer_idx, next_at, started_at, ended_at, end_reason)
-  SELECT id, incident, snapshot, kind, state, layer_idx, next_at, started_at, ended_at, end_reason FROM jsonb_to_recordset(%(runs)s::jsonb)
-    AS w(id bigint, incident bigint, snapshot bigint, kind text, state jsonb, layer_idx smallint, next_at timestamptz, started_at timestamptz,
-      ended_at timestamptz, end_reason text) ORDER BY id
-), entries AS (
-  INSERT INTO escalation_timelineentry (incident_id, type, via, detail, created_at, handled_at)
-  SELECT w.incident, w.type, 'system', w.detail, %(now)s, %(now)s FROM jsonb_to_recordset(%(entries)s::jsonb)
-    AS w(n int, incident bigint, type text, detail jsonb) ORDER BY n
-), incidents AS (
-  UPDATE escalation_incident i SET rule_id = w.rule, layer_idx = w.layer_idx, assigned_type = w.assigned_type, updated_at = %(now)s
-  FROM jsonb_to_recordset(%(incidents)s::jsonb) AS w(id bigint, rule bigint, layer_idx smallint, assigned_type text) WHERE i.id = w.id
-) UPDATE escalation_timelineentry SET handled_at = %(now)s WHERE id = ANY(%(handled)s::bigint[])
-"""
-
-
-def _write(batch: Batch) -> None:
-    """Everything a pass has decided, set-based. Runs that end are written before those that begin: an incident has one live run."""
-    now = batch.now
-    _number([live for live in batch.saved.values() if live.run.id is None])
-    old: list[dict[str, Any]] = []
-    new: list[dict[str, Any]] = []
-    for live in batch.saved.values():
-        run, over = live.run, bool(live.end) or live.state.due is None
-        row = {
-            "id": run.id, "state": _packed(live.state, live.told), "layer_idx": live.state.layer,
-            "next_at": None if over or live.state.due is None else live.state.due.isoformat(),
-            "ended_at": now.isoformat() if over else None, "end_reason": (live.end or "done")[:200] if over else "",
-        }  # fmt: skip
-        if live.new:
-            row |= {
-                "incident": live.incident.id, "snapshot": live.follows.id, "kind": run.kind, "started_at": run.started_at.isoformat(),
-            }  # fmt: skip
-        (new if live.new else old).append(row)
-    entries = [{"n": n, "incident": e.incident_id, "type": e.type, "detail": e.detail} for n, e in enumerate(batch.entries)]
-    touched = [{"id": i.id, "rule": i.rule_id, "layer_idx": i.layer_idx, "assigned_type": i.assigned_type} for i in batch.touched.values()]
-    with planned_once() as cursor:
-        if old:
-            cursor.execute(_SAVE_RUNS, [json.dumps(old)])
-        cursor.execute(
-            _REST,
-            {
-                "now": now, "runs": json.dumps(new), "entries": json.dumps(entries), "incidents": json.dumps(touched), "handled": batch.handled,
-            },
-        )  # fmt: skip
-    if batch.responders:
-        Responder.objects.bulk_create(
-            [Responder(incident_id=incident, member_id=member, assigned_at=now) for incident, member in sorted(set(batch.responders))],
-            ignore_conflicts=True,
-        )
-    if batch.notices:
-        outbox.post(batch.notices, now)
-    # Last: the drain locks addresses before it raises an alarm of its own.
-    for text in batch.alarms:
-        alarm(text, now)
