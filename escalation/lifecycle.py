@@ -551,6 +551,8 @@ def _directly_assigned(incident: Incident) -> bool:
     """Whether people have it because somebody said so, and not because a rule told them (which writes assigned_type, too)."""
     if incident.assigned_type in ("assign", "reassign") and incident.rule_id is None and incident.layer_idx is None:
         return True  # no run of it has begun yet
+    if incident.assigned_type == "escalate":
+        return False  # somebody sent it to a layer, whether or not that run has begun
     last = Run.objects.filter(incident=incident).order_by("-pk").first()
     return last is not None and last.kind == Run.Kind.ASSIGN
 

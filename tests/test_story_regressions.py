@@ -323,3 +323,19 @@ def test_a_clock_that_goes_back_changes_no_distance_of_any_run_and_costs_no_stat
 
 def of(name: str) -> list:
     return [[{"key": "severity", "oper": "IN", "vals": [name]}]]
+
+
+def test_what_was_sent_to_a_layer_and_closed_before_the_engine_looked_is_reopened_by_its_rule(world):
+    lee, kim = world.person("Lee"), world.person("Kim")
+    world.rule(layer(lee, escalate_window=30))
+    world.alert("back and forth")
+    world.do("assign", actor=lee, member_ids=[kim.id])
+    world.fresh()
+    incident = world.incident()
+    lifecycle.escalate(incident.id, actor=lee, via="api", now=world.now, layer_idx=0)
+    lifecycle.close(incident.id, actor=lee, via="api", now=world.now)
+    world.settle()
+    world.silence()
+    world.do("reopen", actor=lee, reason="it is back")
+    world.expect(("Lee", "app", "triggered"))
+    world.do("close")

@@ -3,6 +3,7 @@
 import base64
 import json
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -35,7 +36,8 @@ class Browser:
                     if self._call("GET", "/status")["ready"]:
                         break
                 except requests.ConnectionError:
-                    self.driver.poll()
+                    assert self.driver.poll() is None, (self.folder / "driver.log").read_text()
+                    time.sleep(0.1)  # it is another program: nothing here can say when it listens
             arguments = [
                 "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars",
                 f"--window-size={self.size[0]},{self.size[1]}", f"--user-data-dir={self.folder / 'profile'}",
