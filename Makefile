@@ -72,7 +72,7 @@ messages:
 	@sed -i.bak '/^"POT-Creation-Date:/d' $(catalogue).po && rm -f $(catalogue).po.bak
 	@msgfmt --check --statistics -o $(catalogue).mo $(catalogue).po
 
-# make chaos KILLS=2000 CHAOS="--seed 7 --rate 25"    (first it shows that its checks can fail; a kill takes about 3 s)
+# make chaos KILLS=2000 CHAOS="--rate 25 --times"    (first it shows that its checks can fail; a kill takes about 3 s; --times: slowness fails it)
 chaos:
 	@$(install) test
 	@$(bare) $(call quoted,$(python)) -m tests.chaos --self-test

@@ -223,8 +223,10 @@ class Driver:
 
     def _end(self) -> None:
         took, left = self.product.stop()
-        if took > 3 or left:
-            self.slow_stop.append(f"Ctrl-C took {took:.1f} s and left {len(left)} processes: {left[:5]}")
+        if left:
+            self.dead.append(f"Ctrl-C left {len(left)} processes: {left[:5]}")
+        if took > 3:
+            self.slow_stop.append(f"Ctrl-C took {took:.1f} s")
 
     # ---- words
 
@@ -296,21 +298,23 @@ accepted -> paged: median {delays[len(delays) // 2] * 1000 if delays else 0:.0f}
         problems += [f"refused: {text}" for text in load.refused]
         problems += [f"strange: {text}" for text in self.ledger.strange]
         problems += self.dead
-        problems += self.slow_stop
         if self.unaccepted:
             problems.append(f"{self.unaccepted} alerts were not accepted within 30 s of the last kill")
         if not self.kills or not load.accepted:
             problems.append("nothing was killed, or nothing accepted: this proves nothing")
         if len(self.kills) < self.options.kills // 2:
             problems.append(f"only {len(self.kills)} of {self.options.kills} kills in the time that was given")
-        slow = [f"after its acknowledgement: {text}" for text in verdict.after_ack]
+        slow = [f"after its acknowledgement: {text}" for text in verdict.after_ack] + self.slow_stop
         if self.own_kills:
             slow.append(f"{len(self.own_kills)} residents were ended for their silence")
         # A shared machine has its own hiccups: one kill in fifty may be slower than the goal before the run fails.
         if len(late) > max(1, len(ours) // 50):
             slow.append(f"{len(late)} of {len(ours)} kills of our own processes were followed by {RECOVERY:g} s or more without a page")
         notes = [f"explained: {key}: {reason}" for key, reason in verdict.explained.items()]
-        if calm > CALM or self.load_before > 1:
+        if not self.options.times:
+            print("TIMES NOT JUDGED: what is slow is a number to read and no failure (--times makes it one)")
+            notes += slow
+        elif calm > CALM or self.load_before > 1:
             print(
                 f"TIMES NOT JUDGED: the machine is too busy: a load of {self.load_before:.1f} a core before we began, "
                 f"{calm:.2f} s without a page where nothing was killed"
