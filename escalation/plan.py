@@ -156,8 +156,8 @@ class Planned:
 
 
 def catch_all_rule() -> Rule:
-    """The rule that a catch-all follows: one page and a loop every ten minutes, six times."""
-    return Rule(0.0, (Layer(escalate_window=0.0, notify_step=10 * 60.0, max_times=6),))
+    """The rule that a catch-all follows: one page and a loop every ten minutes, six times; ten minutes later the next one's turn has come."""
+    return Rule(0.0, (Layer(escalate_window=70 * 60.0, notify_step=10 * 60.0, max_times=6),))
 
 
 def begin(rule: Rule, now: datetime, why: Why = "first") -> State:

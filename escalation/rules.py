@@ -95,18 +95,18 @@ def people_body(name: str, member_ids: Sequence[int], template_set: int | None =
         "version": 0,
         "template_set": template_set,
         "aggr_window": 0,
-        "layers": [_plain_layer(members=sorted(set(member_ids)), window=0)],
+        "layers": [_plain_layer(_ONCE, members=sorted(set(member_ids)))],
     }
 
 
+# A direct assignment: one page, no loops, nobody after it.
+_ONCE = plan.Rule(0.0, (plan.Layer(escalate_window=0.0),))
+
+
 def _plain_layer(
-    *, members: Sequence[int] = (), teams: Sequence[int] = (), channels: Sequence[int] = (), window: float = 70, times: int = 0
+    timing: plan.Rule, *, members: Sequence[int] = (), teams: Sequence[int] = (), channels: Sequence[int] = ()
 ) -> dict[str, Any]:
-    return {
-        "escalate_window": window,
-        "force_escalate": False,
-        "notify_step": 10,
-        "max_times": times,
+    return timing.to_json()["layers"][0] | {
         "members": list(members),
         "teams": list(teams),
         "supervisors": False,
@@ -121,18 +121,18 @@ def catch_all_bodies(workspace_ids: Sequence[int]) -> dict[int, dict[str, Any] |
     """For each workspace the rule of its catch-all and, after it, the installation's; None where nobody is named at all."""
     installation = Installation.get()
     last = _plain_layer(
+        plan.catch_all_rule(),
         members=sorted(installation.catch_all_members.values_list("id", flat=True)),
         teams=sorted(installation.catch_all_teams.values_list("id", flat=True)),
-        times=6,
     )
     bodies: dict[int, dict[str, Any] | None] = {}
     spaces = Workspace.objects.filter(id__in=workspace_ids).prefetch_related("catch_all_members", "catch_all_teams", "catch_all_channels")
     for space in spaces:
         first = _plain_layer(
+            plan.catch_all_rule(),
             members=sorted(member.id for member in space.catch_all_members.all()),
             teams=sorted(team.id for team in space.catch_all_teams.all()),
             channels=sorted(channel.id for channel in space.catch_all_channels.all()),
-            times=6,
         )
         layers = [layer for layer in (first, last) if layer["members"] or layer["teams"] or layer["channels"]]
         # Without a name that says whose it is the body, and so the snapshot, is shared by all who name the same people.

@@ -43,8 +43,3 @@ class VisibleQuerySet(models.QuerySet):
         if member.role != Role.MANAGER or rule is None:
             return self.none()
         return self.filter(rule(member)).distinct()
-
-
-def owned_by_team(member: Any) -> models.Q:
-    """The usual rule of ownership: a `team` of which `member` is part."""
-    return models.Q(team__in=member.team_ids())

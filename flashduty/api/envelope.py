@@ -14,10 +14,9 @@ from typing import Any
 
 from django.core.exceptions import SuspiciousOperation
 from django.db import InterfaceError, OperationalError
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import Http404, HttpResponse
 from django.urls import URLPattern, re_path
 from django.utils.translation import gettext as _
-from django.views.decorators.csrf import csrf_exempt
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
@@ -117,9 +116,3 @@ class Door(APIView):
 def route(path: str, view: Callable[..., Any], name: str) -> URLPattern:
     """A URL of the API: any number of slashes before it and one after it are the same address, so nobody needs a redirect."""
     return re_path(rf"^/*{path}/?$", view, name=name)
-
-
-@csrf_exempt
-def no_such_route(request: HttpRequest, **kwargs: Any) -> HttpResponse:
-    """The answer below an API prefix where there is nothing."""
-    return failure(ApiError("RouteNotFound", _("There is no such address in this API.")))
