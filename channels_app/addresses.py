@@ -16,7 +16,7 @@ from channels_app import transport
 from channels_app.models import Channel, Preference
 from mapping.models import ContactPoint, Device, Member, Team
 
-# Without a preference: by what a kind is, as the end of its name says ("sandbox_voice" is a voice kind). Critical rings wherever it can.
+# Without a preference: by families of kinds. Critical rings wherever it can.
 DEFAULTS: Final[Mapping[str, tuple[str, ...]]] = {
     "Critical": ("app", "push", "voice", "sms", "email", "im"),
     "Warning": ("app", "push", "email", "im"),
@@ -100,7 +100,7 @@ def _default(severity: str, first: Mapping[str, Channel]) -> list[_Wish]:
     known = transport.transports()
     wanted = DEFAULTS.get(severity, DEFAULTS["Info"])
     people = [kind for kind in first if kind in known and known[kind].person]
-    chosen = [kind for end in wanted for kind in people if kind == end or kind.endswith(f"_{end}")]
+    chosen = [kind for family in wanted for kind in people if family in (kind, known[kind].family)]
     # An installation that has nothing of the sort still tells people by what it has.
     return [_Wish(kind) for kind in dict.fromkeys(chosen or people)]
 
@@ -114,16 +114,19 @@ def _ways(
     devices: Sequence[Device],
 ) -> list[Target | Missing]:
     kind = wish.kind
-    try:
-        style = transport.get(kind)
-    except LookupError:
-        return [Missing(kind, gettext_noop("This kind of channel does not exist any more."))]
     if wish.channel is not None:
         channel = channels.get(wish.channel)
         if channel is None or channel.status != "enabled":
             return [Missing(kind, gettext_noop("The channel of the preference is switched off."))]
     elif (channel := first.get(kind)) is None:
+        known = transport.transports()
+        if kind not in known and all(style.family != kind for style in known.values()):
+            return [Missing(kind, gettext_noop("This kind of channel does not exist any more."))]
         return [Missing(kind, gettext_noop("There is no enabled channel of this kind."))]
+    try:
+        style = transport.get(channel.kind)
+    except LookupError:
+        return [Missing(kind, gettext_noop("This kind of channel does not exist any more."))]
     if not style.person:
         return [Missing(kind, gettext_noop("Channels of this kind reach groups and not persons."))]
     if style.reach == "member":
@@ -180,11 +183,14 @@ def _once(found: Sequence[Target | Missing]) -> list[Target | Missing]:
 
 
 def _first(enabled: Iterable[Channel], teams: set[int]) -> dict[str, Channel]:
-    """Of each kind the first channel that is shared or of one of these teams."""
+    """Of each kind and of each family the first channel that is shared or of one of these teams."""
     first: dict[str, Channel] = {}
+    known = transport.transports()
     for row in enabled:
         if row.team_id is None or row.team_id in teams:
             first.setdefault(row.kind, row)
+            if row.kind in known and known[row.kind].family:
+                first.setdefault(known[row.kind].family, row)
     return first
 
 

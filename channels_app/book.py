@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from django.conf import settings as site
 from django.db.models import TextField
 from django.db.models.functions import Cast
 from django.utils.translation import gettext as _
@@ -116,7 +117,7 @@ def _opened(row: Any) -> Open:
         else:
             settings = json.loads(decrypt(row.sealed_settings)) if row.sealed_settings else {}
             proxy = decrypt(row.sealed_proxy) if row.sealed_proxy else ""
-            opened = style(settings, Http(proxy, row.ca_bundle, row.allowed_hosts))
+            opened = style(settings, Http(proxy, row.ca_bundle, row.allowed_hosts), f"{site.BASE_URL}/callback/{row.callback_key}/")
     except Exception as error:
         # A channel that cannot be opened must not stop the others; its messages fail with this sentence.
         log.warning("channel %s (%s) cannot be opened: %s", row.id, row.kind, type(error).__name__)

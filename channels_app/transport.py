@@ -22,8 +22,8 @@ from channels_app import transports as package
 from channels_app.http import DeliveryError, Http
 
 __all__ = [
-    "Callback", "Command", "DeliveryError", "Format", "Http", "JsonField", "Limit", "Message", "Reach", "Receipt", "Receives", "Settings", "Suggests", "Transport", "Update",
-    "Updates", "get", "transports",
+    "Callback", "Command", "DeliveryError", "Format", "Heard", "Http", "JsonField", "Limit", "Message", "Polls", "Reach", "Receipt", "Receives", "Settings", "Suggests",
+    "Transport", "Update", "Updates", "get", "transports",
 ]  # fmt: skip
 
 Reach = Literal["member", "phone", "email", "device", "account", "group"]
@@ -32,10 +32,11 @@ Format = str  # which default text it wants: "plain", "html", "voice", "webhook"
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """The provider takes at most `count` messages in any `seconds` at one address."""
+    """The provider takes at most `count` messages in any `seconds`: at one address (a chat, a phone), or of the whole channel (an account)."""
 
     count: int
     seconds: float
+    scope: Literal["address", "channel"] = "address"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ class Receipt:
     message_id: str = ""
     state: Literal["sent", "delivered"] = "sent"
     detail: str = ""  # one line for the log, such as what was cut
+    moved: str = ""  # the address has become this one, says the provider: it is kept and used from now on
 
 
 class JsonField(forms.JSONField):
@@ -116,9 +118,15 @@ class Transport:
 
     kind: ClassVar[str] = ""
     label: ClassVar[str | Promise] = ""
+    # What people and rules ask for ("voice", "sms", "email", "im", ...) where several kinds do the same: vendors of one thing. "": the kind alone.
+    family: ClassVar[str] = ""
     reach: ClassVar[Reach] = "group"  # what an address of it is; "group": the channel itself, and the address is ""
     person: ClassVar[bool] = False  # may be chosen to reach a person
     group: ClassVar[bool] = False  # may be chosen in a layer as a group channel
+    # An address here may be one person's own (a private chat, a webhook that writes to one reader): models.Account, proved by a code sent to it.
+    personal: ClassVar[bool] = False
+    # How a group message names whom to @: ids of a mapping table, or phones in E.164, or both (whoever the table does not know by phone).
+    mentions_by: ClassVar[tuple[Literal["table", "phone"], ...]] = ()
     format: ClassVar[Format] = "plain"
     limits: ClassVar[tuple[Limit, ...]] = ()
     concurrency: ClassVar[int] = 1  # requests at once to one address; 1 where messages of a chat must keep their order
@@ -130,14 +138,30 @@ class Transport:
     secret: ClassVar[frozenset[str]] = frozenset()  # settings that are write-only in forms and cut from every error
     Settings: ClassVar[type[Settings]] = Settings
 
-    def __init__(self, settings: Mapping[str, Any], http: Http) -> None:
+    def __init__(self, settings: Mapping[str, Any], http: Http, callback_url: str = "") -> None:
         self.settings = settings
         self.http = http
+        self.callback_url = callback_url  # where the provider reports to this channel (see Receives); "" where nobody can reach us
         http.hide(str(settings[name]) for name in self.secret if settings.get(name))
 
     def send(self, message: Message, address: str) -> Receipt:
         """Hand `message` to the provider for `address`; what is not accepted raises DeliveryError, success is never guessed."""
         raise NotImplementedError
+
+    @classmethod
+    def targets(cls, settings: Mapping[str, Any]) -> Sequence[str]:
+        """The addresses that a group channel with these settings writes to, a message each; [""] is the channel itself."""
+        return [""]
+
+    @classmethod
+    def moved(cls, settings: Mapping[str, Any], old: str, new: str) -> Mapping[str, Any]:
+        """The settings with the address `old` replaced, after the provider said that it has become `new` (Receipt.moved)."""
+        return settings
+
+    @classmethod
+    def measure(cls, text: str) -> str:
+        """What a preview adds about the length of `text`, in a sentence (segments of an SMS); "" where there is nothing to say."""
+        return ""
 
     @classmethod
     def check(cls, settings: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -176,9 +200,10 @@ def get(kind: str) -> type[Transport]:
 
 @dataclass(frozen=True, slots=True)
 class Callback:
-    """A provider's request to `/callback/<channel key>/`, raw: signatures are checked over these bytes and nothing parsed from them."""
+    """A provider's request to `/callback/<channel key>/...`, raw: signatures are checked over these bytes and nothing parsed from them."""
 
     method: str
+    url: str  # the whole public address as the provider called it: BASE_URL, path and query; signatures cover it
     query: Mapping[str, str]
     headers: Mapping[str, str]  # names in lower case
     body: bytes
@@ -204,10 +229,28 @@ class Update:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What a callback said, and the answer the provider wants to it."""
+
+    said: tuple[Command | Update, ...] = ()
+    status: int = 200
+    body: bytes = b""
+    content_type: str = "text/plain; charset=utf-8"
+
+
 @runtime_checkable
 class Receives(Protocol):
-    def receive(self, callback: Callback) -> Sequence[Command | Update]:
-        """What the provider says, after its signature was checked; PermissionError when it does not hold."""
+    def receive(self, callback: Callback) -> Heard:
+        """What the provider says, after its signature was checked; PermissionError when it does not hold, ValueError when it makes no sense."""
+
+
+@runtime_checkable
+class Polls(Protocol):
+    """For providers that cannot call us, or that report on a connection of ours (SMPP, SIP)."""
+
+    def poll(self, message_ids: Sequence[str]) -> Sequence[Update]:
+        """What became of messages that were sent and have no end yet (and of any others that this instance heard of); raises as `send` does."""
 
 
 @runtime_checkable

@@ -4,11 +4,13 @@ A layer's people are its members, the members of its teams and the supervisors o
 line of `people`: it answers "who, at this instant", which is why `now` is passed.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from django.db.models.functions import Lower
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_noop
 
@@ -147,16 +149,20 @@ def _groups(
         return (), ()
     with planned_once() as cursor:  # once a pass and more, and the rest of a channel is to be decrypted
         cursor.execute(
-            "SELECT id, name, kind, status FROM channels_app_channel WHERE id = ANY(%s::bigint[])", [[use["channel"] for use in uses]]
+            "SELECT id, name, kind, status, targets FROM channels_app_channel WHERE id = ANY(%s::bigint[])",
+            [[use["channel"] for use in uses]],
         )
-        channels = {row[0]: Channel(id=row[0], name=row[1], kind=row[2], status=row[3]) for row in cursor.fetchall()}
+        channels = {
+            row[0]: Channel(id=row[0], name=row[1], kind=row[2], status=row[3], targets=json.loads(row[4])) for row in cursor.fetchall()
+        }
     to, missing = [], []
     for use in uses:
         channel = channels.get(use["channel"])
         if channel is None or channel.status != "enabled":
             missing.append(Missing(NOT_ENABLED % {"name": channel.name if channel else use["channel"]}, channel=use["channel"]))
             continue
-        to.append(outbox.To(channel_id=channel.id, target="", mentions=_mentions(use, channel, members)))
+        mentions = _mentions(use, channel, members)
+        to += [outbox.To(channel_id=channel.id, target=target, mentions=mentions) for target in channel.targets or [""]]
     return tuple(to), tuple(missing)
 
 
@@ -164,12 +170,19 @@ def _mentions(use: Mapping[str, Any], channel: Channel, members: Sequence[int]) 
     """Whom to @ in the group, as the platform names them: by a mapping table, or by phone where the platform matches phones."""
     if not use["mention"] or not members:
         return ()
-    if getattr(transport.get(channel.kind), "mentions_by", "table") == "phone":
-        phones = ContactPoint.objects.filter(member_id__in=members, kind="phone", verified_at__isnull=False)
-        return tuple(dict.fromkeys(phones.order_by("member_id", "position").values_list("value", flat=True)))
-    if use["mapping_table"] is None:
-        return ()
-    emails = [email.lower() for email in Member.objects.filter(id__in=members).order_by("id").values_list("email", flat=True)]
-    return tuple(
-        MappingEntry.objects.filter(table_id=use["mapping_table"], email__in=emails).order_by("id").values_list("external_id", flat=True)
-    )
+    by = transport.get(channel.kind).mentions_by
+    known: dict[int, str] = {}
+    if "table" in by and use["mapping_table"] is not None:
+        rows = (
+            MappingEntry.objects.filter(table_id=use["mapping_table"])
+            .annotate(lower=Lower("email"))
+            .values_list("lower", "external_id", "id")
+        )
+        people = {email.lower(): pk for pk, email in Member.objects.filter(id__in=members).values_list("id", "email")}
+        known = {people[email]: external for email, external, _pk in rows.filter(lower__in=people)}
+    phones: dict[int, str] = {}
+    if "phone" in by:
+        verified = ContactPoint.objects.filter(member_id__in=members, kind="phone", verified_at__isnull=False)
+        for member, value in verified.order_by("member_id", "-position", "-id").values_list("member_id", "value"):
+            phones[member] = value
+    return tuple(dict.fromkeys(known.get(member) or phones[member] for member in members if member in known or member in phones))

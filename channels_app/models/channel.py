@@ -2,9 +2,11 @@
 
 from typing import Any
 
+from django.conf import settings as django_settings
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
+from channels_app import transport
 from mapping.crypto import EncryptedJSONField, EncryptedTextField, new_secret
 from mapping.models import Team
 from mapping.visibility import Status, VisibleQuerySet
@@ -25,6 +27,24 @@ class Channel(models.Model):
     position = models.PositiveSmallIntegerField(
         _("position"), default=0, help_text=_("Where a person chose only a kind, the first enabled channel of the kind is used.")
     )
+    # Several vendors behind one kind or family: by country, by share, then by position.
+    regions = models.JSONField(
+        _("regions"), default=list, blank=True,
+        help_text=_('For phones: the regions this channel is for, such as ["CN", "HK"]. Empty: all of them, after the channels that name one.'),
+    )  # fmt: skip
+    weight = models.PositiveSmallIntegerField(
+        _("share"), default=0,
+        help_text=_("Channels at the same position share the messages in this proportion. 0: by position alone."),
+    )  # fmt: skip
+    # A bot that writes to one person (a webhook into their own chat): only they and administrators see it, and no rule can choose it.
+    owner = models.ForeignKey(
+        django_settings.AUTH_USER_MODEL, verbose_name=_("belongs to"), null=True, blank=True, editable=False, on_delete=models.CASCADE,
+        related_name="own_channels",
+    )  # fmt: skip
+    monthly_quota = models.PositiveIntegerField(
+        _("monthly quota"), null=True, blank=True,
+        help_text=_("How many messages the provider sends in a calendar month (UTC). Empty: no limit."),
+    )  # fmt: skip
     settings = EncryptedJSONField(_("settings"), default=dict, blank=True)
     # None: what the transport says. A list of kinds tried for the same person, at once, when this channel fails.
     fallback_kinds = models.JSONField(
@@ -48,6 +68,8 @@ class Channel(models.Model):
         blank=True,
         help_text=_('host:port pairs in private ranges that this channel may reach, such as ["10.0.0.5:8443"].'),
     )
+    # The addresses a group channel writes to, as its transport reads them from the settings: here, so that nobody has to decrypt those.
+    targets = models.JSONField(default=list, editable=False)
     callback_key = models.CharField(max_length=32, unique=True, default=new_callback_key, editable=False)
     is_demo = models.CharField(max_length=20, blank=True, editable=False)  # set by `make run`: the channels its variables switch
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
@@ -62,6 +84,14 @@ class Channel(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        known = transport.transports().get(self.kind)
+        if known is not None:
+            self.targets = list(known.targets(self.settings))
+            if kwargs.get("update_fields") is not None:
+                kwargs["update_fields"] = {*kwargs["update_fields"], "targets"}
+        super().save(*args, **kwargs)
 
     @classmethod
     def visible_q(cls, member: Any) -> models.Q:

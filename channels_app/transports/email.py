@@ -74,6 +74,7 @@ class Settings(transport.Settings):
 class Email(Transport):
     kind = "email"
     label = gettext_lazy("E-mail")
+    family = "email"
     reach = "email"
     person = True
     format = "html"
@@ -81,8 +82,8 @@ class Email(Transport):
     secret = frozenset({"password"})
     Settings = Settings
 
-    def __init__(self, settings: Mapping[str, Any], http: Http) -> None:
-        super().__init__(settings, http)
+    def __init__(self, settings: Mapping[str, Any], http: Http, callback_url: str = "") -> None:
+        super().__init__(settings, http, callback_url)
         self._idle: list[tuple[float, _Backend]] = []
         self._lock = threading.Lock()
 

@@ -35,6 +35,7 @@ class Sandbox(Transport):
 
 class SandboxApp(Sandbox):
     kind = "sandbox_app"
+    family = "app"
     label = gettext_lazy("Sandbox: app")
 
 
@@ -42,6 +43,7 @@ class SandboxVoice(Sandbox):
     """A phone that rings until somebody picks up: nobody has heard the message before, so it is only `sent`."""
 
     kind = "sandbox_voice"
+    family = "voice"
     label = gettext_lazy("Sandbox: voice call")
     format = "voice"
 
@@ -51,17 +53,20 @@ class SandboxVoice(Sandbox):
 
 class SandboxSms(Sandbox):
     kind = "sandbox_sms"
+    family = "sms"
     label = gettext_lazy("Sandbox: SMS")
 
 
 class SandboxEmail(Sandbox):
     kind = "sandbox_email"
+    family = "email"
     label = gettext_lazy("Sandbox: e-mail")
     format: ClassVar[Format] = "html"
 
 
 class SandboxIm(Sandbox):
     kind = "sandbox_im"
+    family = "im"
     label = gettext_lazy("Sandbox: IM app")
     fallback_kinds = ("sandbox_sms", "sandbox_email")
 
