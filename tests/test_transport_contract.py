@@ -1,13 +1,14 @@
 """Every transport, whatever it speaks: what it declares, and what each HTTP transport makes of a network that fails in every known way.
 
 A new channel is one file and one test: for an HTTP transport its test module tells how to point it at a server (`stage`), what a success
-looks like (`ACCEPTED`), what a refusal in a 200 looks like (`REFUSED_IN_200`, or None where a 200 is success whatever it says), and whether
-a 2xx without its body is an answer (`NEEDS_THE_BODY`). This file then runs the whole table."""
+looks like (`ACCEPTED`), what a refusal in a 200 looks like (`REFUSED_IN_200`, or None where a 200 is success whatever it says), whether
+a 2xx without its body is an answer (`NEEDS_THE_BODY`), and an address of the kind where it has any (`ADDRESS`). A file with several kinds
+says so for each: `CONTRACT = {kind: SimpleNamespace(stage=..., ...)}`. This file then runs the whole table."""
 
 import importlib
 import socket
 import sys
-from types import ModuleType
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -24,9 +25,10 @@ from tests.fakes.tls import authority
 KINDS = list(transports())
 
 
-def test_of(kind: str) -> ModuleType:
-    """The test module of a transport; that there is one is part of the contract."""
-    return importlib.import_module(f"tests.transports.test_transport_{get(kind).__module__.rpartition('.')[2]}")
+def test_of(kind: str) -> Any:
+    """What the test module of a transport says of the kind; that there is one is part of the contract."""
+    module = importlib.import_module(f"tests.transports.test_transport_{get(kind).__module__.rpartition('.')[2]}")
+    return getattr(module, "CONTRACT", {}).get(kind, module)
 
 
 test_of.__test__ = False  # type: ignore[attr-defined]
@@ -44,7 +46,7 @@ def test_a_transport_declares_what_it_is(kind):
     assert cls.group == (cls.reach == "group") or cls.person
     assert cls.concurrency >= 1 and all(limit.count > 0 and limit.seconds > 0 for limit in cls.limits)
     assert cls.secret <= set(cls.Settings.base_fields)
-    assert set(cls.fallback_kinds) <= set(KINDS), "a fallback that does not exist"
+    assert set(cls.fallback_kinds) <= set(KINDS) | {get(other).family for other in KINDS}, "a fallback that does not exist"
     for field in cls.Settings.base_fields.values():
         assert str(field.label), "a setting needs a name people can read"
 
@@ -101,22 +103,31 @@ BODIES = {
 }
 
 
+SLOW = {"silence", "headers drip", "body drips"}
+
+
 @pytest.fixture(autouse=True)
-def short_times(monkeypatch):
-    monkeypatch.setattr(http, "TOTAL_SECONDS", 0.4)
-    monkeypatch.setattr(http, "STATUS_SECONDS", 0.2)
+def short_times(request, monkeypatch):
+    """What never ends, ends soon; everything else has the time that a busy machine may need."""
+    if getattr(request.node, "callspec", None) and request.node.callspec.params.get("case") in SLOW:
+        monkeypatch.setattr(http, "TOTAL_SECONDS", 0.2)
+        monkeypatch.setattr(http, "STATUS_SECONDS", 0.1)
 
 
 def attempt(kind: str, base: str, **door) -> Receipt:
     place = urlsplit(base)
     cls, settings = get(kind), test_of(kind).stage(base)
     try:
-        return cls(settings, Http(allowed_hosts=[f"{place.hostname}:{place.port or 80}"], **door)).send(page(), "")
+        return cls(settings, Http(allowed_hosts=[f"{place.hostname}:{place.port or 80}"], **door)).send(page(), address_of(kind))
     except DeliveryError as error:
         for secret in secrets_of(cls, settings):
             assert secret not in error.text, "a secret in the error"
         assert page().text not in error.text
         raise
+
+
+def address_of(kind: str) -> str:
+    return getattr(test_of(kind), "ADDRESS", "")
 
 
 def secrets_of(cls, settings) -> set[str]:
@@ -210,7 +221,7 @@ def test_private_and_metadata_addresses(kind):
     with Server(test_of(kind).ACCEPTED) as server:
         settings = test_of(kind).stage(server.url)
         with pytest.raises(DeliveryError) as caught:
-            get(kind)(settings, Http()).send(page(), "")
+            get(kind)(settings, Http()).send(page(), address_of(kind))
         assert caught.value.permanent and caught.value.config and server.connections == 0
     assert failure(kind, "http://169.254.169.254").permanent
 
