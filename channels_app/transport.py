@@ -13,17 +13,20 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
+import phonenumbers
 from django import forms
 from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.forms.fields import InvalidJSONInput
 from django.utils.functional import Promise
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 
 from channels_app import transports as package
 from channels_app.http import DeliveryError, Http
 
 __all__ = [
-    "Callback", "Command", "DeliveryError", "Format", "Heard", "Http", "JsonField", "Limit", "Message", "Polls", "Reach", "Receipt", "Receives", "Settings", "Suggests",
-    "Transport", "Update", "Updates", "get", "transports",
+    "Callback", "Command", "DeliveryError", "Format", "Heard", "Http", "JsonField", "Limit", "Message", "NumbersField", "Polls", "Reach", "Receipt", "Receives",
+    "Settings", "Suggests", "Transport", "Update", "Updates", "get", "number_for", "parse_numbers", "transports",
 ]  # fmt: skip
 
 Reach = Literal["member", "phone", "email", "device", "account", "group"]
@@ -107,6 +110,68 @@ def _is_sound(value: Any, levels: int) -> bool:
     if isinstance(value, dict):
         return levels > 0 and all(_is_sound(part, levels - 1) for pair in value.items() for part in pair)
     return not isinstance(value, list) or (levels > 0 and all(_is_sound(part, levels - 1) for part in value))
+
+
+def parse_numbers(text: str) -> dict[str, list[str]]:
+    """The numbers a channel calls or writes from, out of a setting with a line for each: {region or "": [E.164, ...]}, in the order of the lines.
+
+    "+1 415 555 0100" is for every region that has no line of its own, "CN: +86 571 8888 1234" for calls to that region (ISO 3166, two letters);
+    under a region a national number is read as one of that region. A line that is neither raises ValueError with a sentence for people.
+    """
+    found: dict[str, list[str]] = {}
+    for line in filter(None, map(str.strip, text.splitlines())):
+        region, colon, number = line.rpartition(":")
+        region = region.strip().upper()
+        if colon and region not in phonenumbers.SUPPORTED_REGIONS:
+            raise ValueError(
+                _("“%(line)s”: write the region as two letters before the colon, such as CN: +86 571 8888 1234.") % {"line": line}
+            )
+        try:
+            parsed = phonenumbers.parse(number, region or None)
+        except phonenumbers.NumberParseException:
+            parsed = None
+        if parsed is None or not phonenumbers.is_possible_number(parsed):
+            raise ValueError(
+                _("“%(line)s” is not a phone number: write it with + and the country code, such as +1 415 555 0100.") % {"line": line}
+            )
+        e164 = phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164)
+        if e164 not in found.setdefault(region, []):
+            found[region].append(e164)
+    return found
+
+
+def number_for(numbers: Mapping[str, Sequence[str]], to: str) -> str:
+    """Of `parse_numbers`, the number to use for a phone `to` (E.164): the first of its region, else the first for everywhere; "" where neither is."""
+    try:
+        parsed = phonenumbers.parse(to)
+        region = phonenumbers.region_code_for_number(parsed) or phonenumbers.region_code_for_country_code(parsed.country_code)
+    except phonenumbers.NumberParseException:
+        region = ""
+    return next(iter([*numbers.get(region or "", ()), *numbers.get("", ())]), "")
+
+
+class NumbersField(forms.CharField):
+    """The setting `numbers`: see parse_numbers."""
+
+    widget = forms.Textarea(attrs={"rows": 3})
+
+    def __init__(self, **kwargs: Any) -> None:
+        wording = {
+            "label": gettext_lazy("our numbers"),
+            "help_text": gettext_lazy(
+                "A number in each line, such as +1 415 555 0100. Where another one is used for a region, its two letters before it: "
+                "CN: +86 571 8888 1234. Contact cards for members hold exactly these."
+            ),
+        }
+        super().__init__(**{"max_length": 4000, **wording, **kwargs})
+
+    def clean(self, value: Any) -> str:
+        text = str(super().clean(value))
+        try:
+            parse_numbers(text)
+        except ValueError as error:
+            raise ValidationError(str(error)) from None
+        return text
 
 
 class Settings(forms.Form):
