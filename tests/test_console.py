@@ -15,7 +15,7 @@ from django.urls import reverse
 
 import flashduty.urls  # noqa: F401  the console is loaded with them
 from channels_app import outbox
-from channels_app.models import Address, Channel, ChannelHealth, Delivery, Notification, Preference
+from channels_app.models import Account, Address, Channel, ChannelHealth, Delivery, Notification, Preference
 from escalation import lifecycle, plan, rules
 from escalation.models import (
     Alert,
@@ -97,6 +97,7 @@ class House:
             }
             ChannelHealth.objects.create(channel=channels["webhook"], failures=3, last_error="refused")
             Preference.objects.create(member=person, severity="Critical", kind="sandbox_app", channel=channels["sandbox_app"])
+            Account.objects.create(member=person, channel=channels["feishu"], target=f"chat{n}")
             rule = EscalationRule.objects.create(workspace=space, name=f"Rule {n}", template_set_id=texts.pk)
             layer = Layer.objects.create(rule=rule, idx=0)
             layer.members.add(person)

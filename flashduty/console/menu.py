@@ -8,7 +8,7 @@ from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.translation import gettext_lazy as _
 
-from channels_app.models import Address, ChannelHealth, Delivery, Notification, Preference
+from channels_app.models import Account, Address, ChannelHealth, Delivery, Notification, Preference
 from escalation.models import Alert, EscalationRule, Event, Incident, Integration, RuleSnapshot, Run, TimelineEntry, Workspace
 from flashduty.console.base import visible
 from flashduty.console.channels import page_of
@@ -27,7 +27,7 @@ MENU: list[tuple[Any, bool, list[tuple[type[models.Model], str]]]] = [
         ],
     ),
     (_("Notifications"), False, [(ImApp, "forum"), (ImBot, "smart_toy"), (Classic, "call"), (Hook, "link"), (Play, "science")]),
-    (_("People"), False, [(Member, "person"), (Team, "groups"), (ContactPoint, "contact_phone"), (Preference, "tune"), (ApiKey, "key")]),
+    (_("People"), False, [(Member, "person"), (Team, "groups"), (ContactPoint, "contact_phone"), (Account, "alternate_email"), (Preference, "tune"), (ApiKey, "key")]),
     (
         _("What the machine did"),
         True,

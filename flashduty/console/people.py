@@ -27,7 +27,7 @@ from unfold.widgets import (
     UnfoldBooleanSwitchWidget,
 )
 
-from channels_app.models import Preference, Verification
+from channels_app.models import Account, Preference, Verification
 from flashduty.console.base import (
     MachineAdmin,
     StatusFilter,
@@ -419,3 +419,22 @@ class PreferenceAdmin(VisibleAdmin):
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return self.has_change_permission(request, obj)
+
+
+@admin.register(Account)
+class AccountAdmin(VisibleAdmin):
+    """Chats and webhooks that are one person's own. They add and prove them on their own page; here they can be seen and unlinked."""
+
+    machine = True  # a chat that nobody proved would get somebody else's pages
+    list_display = ("member", "channel", "label", "target", "state")
+    list_select_related = ("member", "channel")
+    search_fields = ("member__name", "member__email")
+    fields = readonly_fields = ("member", "channel", "label", "target", "state", "verified_at", "created_at")
+    actions: ClassVar[list[str]] = ["delete_selected"]
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return request.user.is_administrator  # type: ignore[union-attr]
+
+    @display(description=gettext_lazy("state"))
+    def state(self, account: Account) -> str:
+        return _("verified") if account.verified_at is not None else _("not verified: never paged")
