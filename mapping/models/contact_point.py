@@ -4,10 +4,13 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.validators import validate_email
 from django.db import models
+from django.utils.translation import get_language
 from django.utils.translation import gettext_lazy as _
 from phonenumber_field.phonenumber import to_python
 from phonenumber_field.validators import validate_international_phonenumber
 
+from mapping import voice_regions
+from mapping.models.installation import Installation
 from mapping.models.member import Member
 from mapping.visibility import Role, VisibleQuerySet
 
@@ -46,6 +49,7 @@ class ContactPoint(models.Model):
             if self.kind == self.Kind.PHONE:
                 validate_international_phonenumber(self.value)
                 self.value = str(to_python(self.value))
+                check_region(self.value)
             else:
                 validate_email(self.value)
         except ValidationError as error:
@@ -78,6 +82,23 @@ class ContactPoint(models.Model):
     def changeable_q(cls, member) -> models.Q:
         """As with members themselves: whoever manages a team does not decide where an administrator is reached."""
         return models.Q(member=member) | (cls.visible_q(member) & ~models.Q(member__role=Role.ADMINISTRATOR))
+
+
+def check_region(phone: str) -> None:
+    """ValidationError with a sentence for people when `phone` (E.164) is in no region that can be called: see voice_regions."""
+    region = voice_regions.find(phone)
+    if region is not None and region.called:
+        return
+    contact = Installation.get().support_contact or _("an administrator of this installation")
+    if region is None:
+        raise ValidationError(
+            _("This number belongs to no region that can be called. Use another number, or contact %(contact)s."),
+            code="region", params={"contact": contact},
+        )  # fmt: skip
+    raise ValidationError(
+        _("Numbers in %(region)s (+%(code)s) cannot be called. Use a number of another region, or contact %(contact)s."),
+        code="region", params={"region": region.name(get_language() or "en"), "code": region.codes[0], "contact": contact},
+    )  # fmt: skip
 
 
 def mask(value: str) -> str:
