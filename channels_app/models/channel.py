@@ -58,8 +58,11 @@ class Channel(models.Model):
         help_text=_("For a group: the group channel that takes over when this one fails."),
     )  # fmt: skip
     limits = models.JSONField(
-        _("limits"), null=True, blank=True, help_text=_('Own limits instead of the provider\'s: {"per_second": 5, "per_minute": 100}.')
-    )
+        _("limits"), null=True, blank=True,
+        help_text=_(
+            'Own limits instead of the provider\'s: {"per_second": 5, "per_minute": 100} for each address, {"total_per_second": 30} for the whole channel.'
+        ),
+    )  # fmt: skip
     proxy = EncryptedTextField(_("proxy"), blank=True)
     ca_bundle = models.TextField(_("CA certificates (PEM)"), blank=True)
     allowed_hosts = models.JSONField(
@@ -95,21 +98,27 @@ class Channel(models.Model):
 
     @classmethod
     def visible_q(cls, member: Any) -> models.Q:
-        """One's teams' channels. Those that no team owns are shared in use, but only administrators see their settings."""
-        return models.Q(team__in=member.team_ids())
+        """One's teams' channels and one's own. Those that no team owns are shared in use, but only administrators see their settings."""
+        return models.Q(team__in=member.team_ids(), owner__isnull=True) | models.Q(owner=member)
 
     @classmethod
     def changeable_q(cls, member: Any) -> models.Q:
-        return models.Q(team__in=member.team_ids())
+        return models.Q(team__in=member.team_ids(), owner__isnull=True) | models.Q(owner=member)
 
     @classmethod
     def usable_q(cls, member: Any) -> models.Q:
-        """Which channels `member` may choose in a layer or send a test to."""
-        return models.Q() if member.is_administrator else models.Q(team__isnull=True) | models.Q(team__in=member.team_ids())
+        """Which channels `member` may choose for themselves or send a test to: shared ones, their teams' and their own."""
+        return cls.for_groups_q(member) | models.Q(owner=member)
+
+    @classmethod
+    def for_groups_q(cls, member: Any) -> models.Q:
+        """Which channels `member` may choose in a rule: never one that writes to a single person, their own included."""
+        rule = models.Q() if member.is_administrator else models.Q(team__isnull=True) | models.Q(team__in=member.team_ids())
+        return rule & models.Q(owner__isnull=True)
 
 
 class ChannelHealth(models.Model):
-    """The circuit breaker of a channel, kept by the drains; a row of its own so that the configuration row is never written by a machine."""
+    """What the drains keep of a channel: its circuit breaker, its limits, its month. A row of its own, so that no machine writes the configuration."""
 
     channel = models.OneToOneField(Channel, on_delete=models.CASCADE, primary_key=True, related_name="health")
     failures = models.PositiveIntegerField(default=0)  # in a row
@@ -118,3 +127,8 @@ class ChannelHealth(models.Model):
     last_error = models.CharField(max_length=500, blank=True)
     last_error_at = models.DateTimeField(null=True)
     last_success_at = models.DateTimeField(null=True)
+    # Of limits that hold for the whole channel: when its last messages left, as in Address.buckets.
+    buckets = models.JSONField(default=dict, db_default=models.Value({}, models.JSONField()))
+    # For a monthly quota: how many messages were claimed in the calendar month (UTC) that began on `month`.
+    month = models.DateField(null=True)
+    month_count = models.PositiveIntegerField(default=0, db_default=0)
