@@ -138,7 +138,10 @@ def secrets_of(cls, settings) -> set[str]:
             found.add(text)
             if text.startswith("http"):
                 parts = urlsplit(text)
-                found |= {parts.path, *(piece for piece in parts.path.split("/") if len(piece) > 12), *(pair.partition("=")[2] for pair in parts.query.split("&"))}  # fmt: skip
+                keys = {
+                    piece for piece in parts.path.split("/") if len(piece) > 12
+                }  # without one the path is the provider's, as in its manual
+                found |= {*keys, *(pair.partition("=")[2] for pair in parts.query.split("&")), *([parts.path] if keys else [])}
     return found - {""}
 
 
