@@ -101,18 +101,24 @@ def people(ids: Iterable[int]) -> dict[int, Person]:
     return {row[0]: Person(*row) for row in rows}
 
 
-def _channels() -> Iterable[Any]:
+def _channels() -> Any:
     """All channels with their secrets as the database keeps them: one that no key opens must not stop the others."""
     sealed = {f"sealed_{name}": Cast(name, TextField()) for name in ("settings", "proxy")}
     return Channel.objects.defer("settings", "proxy").annotate(**sealed)
 
 
-def _opened(row: Any) -> Open:
+def by_callback_key(key: str) -> Open | None:
+    """The channel whose provider calls `/callback/<key>/`, opened although it may be switched off: what it sent before may still be reported on."""
+    row = _channels().filter(callback_key=key).first()
+    return None if row is None else _opened(row, to_listen=True)
+
+
+def _opened(row: Any, *, to_listen: bool = False) -> Open:
     opened: Transport | None = None
     trouble = ""
     try:
         style = transport.get(row.kind)
-        if row.status != "enabled":
+        if row.status != "enabled" and not to_listen:
             trouble = _("The channel %(name)s is switched off.") % {"name": row.name}
         else:
             settings = json.loads(decrypt(row.sealed_settings)) if row.sealed_settings else {}

@@ -19,6 +19,11 @@ LEASE: Final = timedelta(seconds=30)  # longer than any request lasts: http.py e
 BACKOFF: Final = (1, 3, 10, 30, 60, 120, 300)  # seconds after the first, second, ... try
 BREAKER_FAILURES: Final = 5
 BREAKER_SECONDS: Final = (30, 60, 120, 300)
+SILENCE: Final = timedelta(minutes=3)  # a call of whose end nobody tells us has reached nobody
+POLL: Final = timedelta(seconds=3)  # until the first question what became of a message, and between two; then a fifth of its age
+POLL_LATER: Final = timedelta(seconds=15)  # who can call us is asked only about what it has kept silent about for so long
+POLL_UNTIL: Final = timedelta(minutes=15)
+EARLY: Final = timedelta(minutes=10)  # how long a receipt is kept for a message that we do not know (yet)
 PROBE_SECONDS: Final = 10  # how long a probe has before the next one goes
 
 Outcome = Literal["sent", "delivered", "failed", "network", "unknown"]

@@ -1,6 +1,7 @@
 """The drain: the django-q2 task that lives in a slot and empties the outbox, and its sender threads.
 
-One thread claims (the resident's own), one records, each on its own connection; the senders in between never touch the database. What is
+One thread claims (the resident's own), one records, each on its own connection; the senders in between never touch the database, nor do
+the threads that ask providers what became of messages (a thread for each channel whose transport `Polls`, for as long as one question takes). What is
 claimed goes to a sender that is free, so that nothing lies here after an acknowledgement.
 
 The slot's lock says who claims. What is in flight belongs to a holder with a lock file of its own, taken before the first claim: a stint
@@ -16,7 +17,8 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -30,13 +32,15 @@ from channels_app.compose import Claimed, Result
 from channels_app.http import DeliveryError
 from channels_app.models import Delivery
 from channels_app.outbox.statements import planned_once
+from channels_app.transport import Polls, Update
 from mapping.clock import wake
 from mapping.crypto import new_secret
 
 log = logging.getLogger(__name__)
 
 REFRESH = timedelta(seconds=1)  # how old what we know of channels may be
-CHORES = 1.0  # seconds between two looks for drains that died
+CHORES = 1.0  # seconds between two looks for drains that died and for receipts that were early
+POLLS = 3.0  # between two questions to providers that do not call us
 FALLBACKS = 0.05
 LOCKED = 0.005
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
@@ -57,6 +61,14 @@ def drain(slot: str) -> None:
         work.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the provider of a channel answered when it was asked."""
+
+    channel: int
+    updates: tuple[Update, ...]
+
+
 class Drain:
     """The core, driven by the resident's shell: `prepare`, then `tick` whenever something may be due, then `finish`."""
 
@@ -67,7 +79,9 @@ class Drain:
         self.waker = resident.Waker()
         self.book = Book()
         self.jobs: queue.SimpleQueue[Claimed | None] = queue.SimpleQueue()
-        self.results: queue.SimpleQueue[Result | None] = queue.SimpleQueue()
+        self.results: queue.SimpleQueue[Result | Told | None] = queue.SimpleQueue()
+        self.asking: set[int] = set()  # channels whose provider is being asked
+        self.troubles: dict[int, str] = {}  # the last failure of a question, by channel: said once in the log
         self.guard = threading.Lock()  # of the counts below
         self.sending = 0
         self.by_channel: Counter[int] = Counter()
@@ -77,7 +91,7 @@ class Drain:
         self.workers = 0
         self.recorder: threading.Thread | None = None
         self.offset = (LONG_AGO, 0.0)  # the database's clock at an instant of our monotonic one
-        self.next_chores = self.next_fallbacks = self.last_claim = 0.0
+        self.next_chores = self.next_polls = self.next_fallbacks = self.last_claim = 0.0
 
     # ---- the three calls of the shell ----
 
@@ -101,12 +115,17 @@ class Drain:
         if moment >= self.next_chores:
             self.next_chores = moment + CHORES
             outbox.pulse(now)
+            outbox.early(now)
             self._bury(now)
+        if moment >= self.next_polls:
+            self.next_polls = moment + POLLS
+            self._ask(now)
         room = self._room()
         due, late, ahead = self._look(now, room)
         started = 0
         if late and moment >= self.next_fallbacks:
             self.next_fallbacks = moment + FALLBACKS
+            outbox.silences(now)
             started = outbox.fallbacks(now, self.book)
         if not room.total:
             return None  # a sender that becomes free wakes us
@@ -214,6 +233,41 @@ class Drain:
                     del self.by_address[claimed.address_id], self.takes[claimed.address_id]
             self.results.put(result)
 
+    # ---- asking what became of messages ----
+
+    def _ask(self, now: datetime) -> None:
+        """Asks each channel whose transport `Polls`, unless its last question is still out; one without messages too, for what came on its own."""
+        with self.guard:
+            wanted = {
+                pk: one.transport for pk, one in self.book.channels.items() if isinstance(one.transport, Polls) and pk not in self.asking
+            }
+        if not wanted:
+            return
+        messages = outbox.to_ask(wanted, now)
+        with self.guard:
+            self.asking |= wanted.keys()
+            self.unrecorded += len(wanted)  # what a provider told once is not told again: we do not end before it is written
+        for channel, provider in wanted.items():
+            name = f"{self.holder} asks {channel}"
+            threading.Thread(target=self._poll, args=(channel, provider, messages.get(channel, [])), name=name, daemon=True).start()
+
+    def _poll(self, channel: int, provider: Polls, messages: Sequence[str]) -> None:
+        updates: Sequence[Update] = ()
+        trouble = ""
+        try:
+            updates = provider.poll(messages)
+        except DeliveryError as error:
+            trouble = error.text
+        except Exception as error:
+            trouble = type(error).__name__
+            log.exception("channel %s: its transport broke when asked what became of messages", channel)
+        with self.guard:
+            if trouble and self.troubles.get(channel) != trouble:
+                log.warning("channel %s does not say what became of its messages: %s", channel, trouble)
+            self.troubles[channel] = trouble
+            self.asking.discard(channel)
+        self.results.put(Told(channel, tuple(updates)))
+
     # ---- recording ----
 
     def _record(self) -> None:
@@ -228,7 +282,10 @@ class Drain:
                             self.results.put(None)
                             break
                         batch.append(more)
-                self._write(batch)
+                if results := [one for one in batch if isinstance(one, Result)]:
+                    self._write(results)
+                for told in (one for one in batch if isinstance(one, Told)):
+                    self._write_told(told)
                 with self.guard:
                     self.unrecorded -= len(batch)
                 self.waker.set()
@@ -254,6 +311,21 @@ class Drain:
                 for one in batch:
                     self._write([one])
                 return
+
+    def _write_told(self, told: "Told") -> None:
+        for update in told.updates:
+            for turn in itertools.count():
+                try:
+                    outbox.receipt(told.channel, update.message_id, update.state, update.reason, self.clock())
+                    break
+                except (OperationalError, InterfaceError) as error:
+                    log.warning("what channel %s told waits for the database: %s", told.channel, error)
+                    with contextlib.suppress(DatabaseError):
+                        connection.close()
+                    time.sleep(min(1.0, 0.05 * 2 ** min(turn, 5)))
+                except Exception:
+                    log.exception("channel %s: what it told of a message cannot be written", told.channel)
+                    break
 
     def _write_plainly(self, result: Result) -> None:
         """A result that cannot be written as it is (a text the database refuses): without the texts."""

@@ -48,6 +48,7 @@ class Delivery(models.Model):
     deadline_at = models.DateTimeField()  # what would wait past it takes the fallback now; it never ends the page
     give_up_at = models.DateTimeField()  # a page that nothing can deliver is tried with back-off until then (24 h)
     fallback_at = models.DateTimeField(null=True)  # when the fallback starts unless this was sent before; NULL = started, or not needed
+    poll_at = models.DateTimeField(null=True)  # sent, and nothing heard of it: when to ask the provider what became of it
     fallback_of = models.ForeignKey("self", null=True, on_delete=models.CASCADE, related_name="fallbacks", db_index=False)
     bundled_by = models.ForeignKey("self", null=True, on_delete=models.SET_NULL, related_name="bundled", db_index=False)
     attempts = models.SmallIntegerField(default=0)  # requests that may have left, counted before they leave
@@ -72,6 +73,7 @@ class Delivery(models.Model):
         indexes = [
             models.Index(fields=["address", "priority", "id"], name="delivery_queued", condition=models.Q(state="queued")),
             models.Index(fields=["fallback_at"], name="delivery_fallback", condition=models.Q(fallback_at__isnull=False)),
+            models.Index(fields=["poll_at"], name="delivery_poll", condition=models.Q(poll_at__isnull=False)),
             # Few at any time: it finds what a holder has out, too.
             models.Index(fields=["address"], name="delivery_in_flight", condition=models.Q(state="sending")),
             models.Index(fields=["topic"], name="delivery_topic", condition=models.Q(topic__isnull=False)),

@@ -1,7 +1,7 @@
 """The outbox: what is to be said becomes rows, rows become requests, and every answer becomes a row again.
 
 Above it: `post` and `cancel` in the transaction of whoever decides, `receipt` and `answered` when the world answers. Below it, the parts
-the drain is made of: `claim`, `record`, `take_over`, `fallbacks`; `run_once` is all of them without a thread, so that a test plays a story.
+the drain is made of: `claim`, `record`, `early`, `to_ask`, `silences`, `fallbacks`, `take_over`; `run_once` is all of them without a thread, so that a test plays a story.
 
 What holds at every line, whatever dies:
 - A request leaves only after its row was set to `sending` in the statement that re-read its state, so after an acknowledgement was
@@ -17,7 +17,7 @@ from datetime import datetime
 
 from channels_app import compose
 from channels_app.book import Book
-from channels_app.outbox.answers import answered, receipt, retry
+from channels_app.outbox.answers import answered, early, receipt, retry, silences, to_ask
 from channels_app.outbox.claiming import Room, claim
 from channels_app.outbox.fallback import fallbacks
 from channels_app.outbox.posting import Notice, To, cancel, post
@@ -25,8 +25,8 @@ from channels_app.outbox.recording import record
 from channels_app.outbox.repair import pulse, take_over, turned_back
 
 __all__ = [
-    "Notice", "Room", "To", "answered", "cancel", "claim", "fallbacks", "post", "pulse", "receipt", "record", "retry", "run_once", "take_over",
-    "turned_back",
+    "Notice", "Room", "To", "answered", "cancel", "claim", "early", "fallbacks", "post", "pulse", "receipt", "record", "retry", "run_once",
+    "silences", "take_over", "to_ask", "turned_back",
 ]  # fmt: skip
 
 
@@ -39,6 +39,8 @@ def run_once(now: datetime, *, limit: int = 500) -> int:
     while done < limit * 20:
         claimed = claim(holder, now, Room(limit), notes)
         record(holder, [compose.send(one, now) for one in claimed], now)
+        early(now)
+        silences(now)
         # A claim starts the fallbacks of what it has to leave waiting, so they come after it.
         started = fallbacks(now, notes)
         done += len(claimed) + started

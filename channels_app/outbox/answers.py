@@ -1,42 +1,93 @@
-"""What the world says of messages that left: receipts, bounces, a person who answered, an operator who tries again."""
+"""What the world says of messages that left: receipts, bounces, a person who answered, a provider that stays silent, an operator who tries again.
 
-from collections.abc import Sequence
+A receipt may be here before the record of the attempt whose message it is about. It is then kept as a row and applied by `early`, which the
+drain calls all the time, so neither of the two has to come first."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from django.db import connection, transaction
+from django.utils.translation import gettext_noop
 
 from channels_app import policy
-from channels_app.models import Delivery
+from channels_app.models import Delivery, EarlyReceipt
 from mapping.clock import wake
 from mapping.models import ContactPoint
 
+log = logging.getLogger(__name__)
+
+SILENT = gettext_noop("the provider did not report what became of the call")
+_STATES = (Delivery.State.DELIVERED, Delivery.State.ANSWERED, Delivery.State.FAILED)
+
 
 def receipt(channel_id: int, message_id: str, state: str, reason: str, now: datetime) -> bool:
-    """A provider says what became of a message: `state` is delivered, answered or failed (then the fallback starts). False: no such message."""
+    """A provider says what became of a message: `state` is delivered, answered or failed (then the fallback starts).
+
+    False: we know no such message (yet); it is kept for ten minutes, see `early`. ValueError: no such state.
+    """
+    if state not in _STATES:
+        raise ValueError(f"a receipt cannot say {state!r}")
+    message_id, reason = _plain(message_id, 200), _plain(reason, 500)
     if not message_id:
         return False
     with transaction.atomic():
-        found = list(
-            Delivery.objects.select_for_update(no_key=True)
-            .filter(channel_id=channel_id, message_id=message_id[:200])
-            .exclude(state__in=[Delivery.State.CANCELLED, Delivery.State.BUNDLED])
-            .order_by("id")
-        )
-        for row in found:
-            if state == Delivery.State.ANSWERED:
-                _answered(row, now)
-            elif state == Delivery.State.DELIVERED and row.state in (Delivery.State.SENT, Delivery.State.SENDING, Delivery.State.UNKNOWN):
-                row.state, row.delivered_at, row.ended_at, row.reason = state, now, row.ended_at or now, ""
-                row.save(update_fields=["state", "delivered_at", "ended_at", "reason"])
-            elif state == Delivery.State.FAILED and row.state in (Delivery.State.SENT, Delivery.State.DELIVERED):
-                row.state, row.reason, row.ended_at = Delivery.State.FAILED, reason[:500], now
-                row.log = [*row.log, [row.attempts, now.timestamp(), 0, "failed", reason[:500]]]
-                row.fallback_at = now if row.is_page and not row.withdrawn else None
-                row.save(update_fields=["state", "reason", "ended_at", "log", "fallback_at"])
-        if state == Delivery.State.FAILED:
-            _bounced(found, reason, now)
+        found = _apply(channel_id, message_id, state, reason, now)
+        if not found:
+            EarlyReceipt.objects.create(channel_id=channel_id, message_id=message_id, state=state, reason=reason, received_at=now)
     wake("drain")
-    return bool(found)
+    return found
+
+
+def early(now: datetime) -> int:
+    """Applies the receipts that came before the record of their message, and drops those whose message never came. How many were applied."""
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("DELETE FROM channels_app_earlyreceipt WHERE received_at < %s RETURNING channel_id", [now - policy.EARLY])
+        if lost := len(cursor.fetchall()):
+            log.info("%d receipts were about messages that are not ours", lost)
+        cursor.execute(
+            """DELETE FROM channels_app_earlyreceipt WHERE id IN (
+                 SELECT e.id FROM channels_app_earlyreceipt e WHERE EXISTS (
+                   SELECT FROM channels_app_delivery d WHERE d.message_id = e.message_id AND d.message_id <> '' AND d.channel_id = e.channel_id)
+                 ORDER BY e.id LIMIT 500 FOR UPDATE OF e SKIP LOCKED)
+               RETURNING id, channel_id, message_id, state, reason"""
+        )
+        ready = sorted(cursor.fetchall())
+        for _id, channel, message, state, reason in ready:
+            _apply(channel, message, state, reason, now)
+    if ready:
+        wake("drain")
+    return len(ready)
+
+
+def _apply(channel_id: int, message_id: str, state: str, reason: str, now: datetime) -> bool:
+    """Whether the message is ours, whatever has become of it meanwhile. A bundle is one message of several deliveries."""
+    rows = list(Delivery.objects.select_for_update(no_key=True).filter(channel_id=channel_id, message_id=message_id).order_by("id"))
+    sent = (Delivery.State.SENT, Delivery.State.BUNDLED)
+    for row in rows:
+        if row.state == Delivery.State.CANCELLED:
+            continue
+        if state == Delivery.State.ANSWERED:
+            _answered(row, now)
+        elif state == Delivery.State.DELIVERED and row.state in (*sent, Delivery.State.SENDING, Delivery.State.UNKNOWN):
+            if row.state != Delivery.State.BUNDLED:
+                row.state, row.reason = state, ""
+            row.delivered_at, row.ended_at, row.fallback_at, row.poll_at = now, row.ended_at or now, None, None
+            row.save(update_fields=["state", "delivered_at", "ended_at", "reason", "fallback_at", "poll_at"])
+        elif state == Delivery.State.FAILED and row.state in (*sent, Delivery.State.DELIVERED) and row.ended_at is not None:
+            row.state, row.reason, row.ended_at = Delivery.State.FAILED, reason, now
+            row.log = [*row.log, [row.attempts, now.timestamp(), 0, "failed", reason]]
+            row.fallback_at, row.poll_at = (now if row.is_page and not row.withdrawn else None), None
+            row.save(update_fields=["state", "reason", "ended_at", "log", "fallback_at", "poll_at"])
+    if state == Delivery.State.FAILED:
+        _bounced(rows, reason, now)
+    return bool(rows)
+
+
+def _plain(text: str, most: int) -> str:
+    """As the database can keep it: a provider may say anything."""
+    return text.replace("\x00", "").encode("utf-8", "replace").decode()[:most]
 
 
 def _bounced(rows: Sequence[Delivery], reason: str, now: datetime) -> None:
@@ -46,6 +97,38 @@ def _bounced(rows: Sequence[Delivery], reason: str, now: datetime) -> None:
             ContactPoint.objects.filter(member_id=row.member_id, kind="email", value=row.address.target, bounced_at=None).update(
                 bounced_at=now, bounce_reason=reason[:300]
             )
+
+
+def silences(now: datetime) -> int:
+    """Calls that the provider took and of whose end it has said nothing for too long: nobody can know, and their fallback (due already) says why."""
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(
+            """UPDATE channels_app_delivery d SET state = 'unknown', reason = %(why)s, poll_at = NULL,
+                 log = d.log || jsonb_build_array(jsonb_build_array(d.attempts, extract(epoch FROM %(now)s), 0, 'unknown', %(why)s::text))
+               WHERE d.id IN (
+                 SELECT id FROM channels_app_delivery WHERE fallback_at <= %(now)s AND (state = 'sent' OR state = 'bundled' AND sent_at IS NOT NULL)
+                 ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)""",
+            {"why": SILENT, "now": now},
+        )
+        return cursor.rowcount
+
+
+def to_ask(channels: Collection[int], now: datetime) -> dict[int, list[str]]:
+    """The messages of these channels whose end is not known and whose provider is to be asked now, {channel: ids}; each is due again later."""
+    asked: dict[int, list[str]] = defaultdict(list)
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(
+            """UPDATE channels_app_delivery d SET poll_at = CASE WHEN d.sent_at > %(old)s THEN GREATEST(%(again)s, %(now)s + (%(now)s - d.sent_at) / 5) END
+               WHERE d.id IN (
+                 SELECT id FROM channels_app_delivery WHERE poll_at <= %(now)s AND channel_id = ANY(%(channels)s)
+                 ORDER BY id LIMIT 500 FOR NO KEY UPDATE SKIP LOCKED)
+               RETURNING d.channel_id, d.message_id, d.state""",
+            {"now": now, "again": now + policy.POLL, "old": now - policy.POLL_UNTIL, "channels": list(channels)},
+        )
+        for channel, message, state in cursor.fetchall():
+            if state == Delivery.State.SENT and message not in asked[channel]:
+                asked[channel].append(message)
+    return dict(asked)
 
 
 def answered(delivery_id: int, now: datetime) -> None:
@@ -58,10 +141,10 @@ def answered(delivery_id: int, now: datetime) -> None:
 
 def _answered(row: Delivery, now: datetime) -> None:
     row.answered_at = row.answered_at or now
-    row.fallback_at = None
+    row.fallback_at = row.poll_at = None
     if row.state in (Delivery.State.SENT, Delivery.State.DELIVERED, Delivery.State.UNKNOWN):
         row.state, row.ended_at = Delivery.State.ANSWERED, row.ended_at or now
-    row.save(update_fields=["answered_at", "fallback_at", "state", "ended_at"])
+    row.save(update_fields=["answered_at", "fallback_at", "poll_at", "state", "ended_at"])
 
 
 def retry(delivery_id: int, now: datetime) -> bool:
@@ -73,7 +156,7 @@ def retry(delivery_id: int, now: datetime) -> bool:
             [now, delivery_id],
         )
         cursor.execute(
-            """UPDATE channels_app_delivery SET state = 'queued', not_before = %(now)s, tries = 0, first_request_at = NULL, ended_at = NULL,
+            """UPDATE channels_app_delivery SET state = 'queued', not_before = %(now)s, tries = 0, first_request_at = NULL, ended_at = NULL, poll_at = NULL,
                  reason = '', deadline_at = %(now)s, give_up_at = %(until)s WHERE id = %(id)s AND state IN ('failed', 'unknown') AND NOT withdrawn""",
             {"now": now, "id": delivery_id, "until": now + policy.GIVE_UP_NOTICE},
         )

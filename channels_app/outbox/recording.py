@@ -13,7 +13,7 @@ from channels_app import policy
 from channels_app.compose import Claimed, Result
 from channels_app.models import ChannelHealth
 from channels_app.outbox.statements import dicts, planned_once
-from channels_app.transport import DeliveryError
+from channels_app.transport import DeliveryError, Polls, Receives
 from mapping.clock import wake
 from mapping.models import Installation
 from templates_app.models import report_failure
@@ -58,12 +58,16 @@ def _write(cursor: Any, holder: str, verdicts: Sequence[tuple[Claimed, Result, p
             ("", verdict.reason) if isinstance(result.said, DeliveryError) else (result.said.message_id, result.said.detail)
         )
         line = [one.attempt, round(result.started.timestamp(), 3), result.seconds, verdict.outcome, detail[:500]]
-        rows.append((one.id, one.attempt, verdict, message_id[:200], result.subject, result.text, json.dumps([line], ensure_ascii=False)))
+        silent_at, poll_at = _to_be_heard(one, result, now)
+        rows.append((
+            one.id, one.attempt, verdict, message_id[:200], result.subject, result.text, json.dumps([line], ensure_ascii=False), silent_at, poll_at,
+        ))  # fmt: skip
     cursor.execute(
         """WITH r AS (
              SELECT * FROM unnest(%(ids)s::bigint[], %(attempts)s::int[], %(states)s::text[], %(reasons)s::text[], %(at)s::timestamptz[],
-               %(falls)s::bool[], %(repeats)s::bool[], %(messages)s::text[], %(subjects)s::text[], %(texts)s::text[], %(lines)s::text[])
-               AS r(id, attempt, state, reason, not_before, fall, repeat, message_id, subject, text, line)),
+               %(falls)s::bool[], %(repeats)s::bool[], %(messages)s::text[], %(subjects)s::text[], %(texts)s::text[], %(lines)s::text[],
+               %(silences)s::timestamptz[], %(polls)s::timestamptz[])
+               AS r(id, attempt, state, reason, not_before, fall, repeat, message_id, subject, text, line, silent_at, poll_at)),
            mine AS (
              SELECT d.id AS pk, r.* FROM channels_app_delivery d JOIN r ON r.id = d.id
              WHERE d.holder = %(holder)s AND d.attempts = r.attempt AND d.state IN ('sending', 'bundled') AND d.ended_at IS NULL
@@ -79,8 +83,9 @@ def _write(cursor: Any, holder: str, verdicts: Sequence[tuple[Claimed, Result, p
              sent_at = CASE WHEN r.state IN ('sent', 'delivered') THEN %(now)s ELSE d.sent_at END,
              delivered_at = CASE WHEN r.state = 'delivered' THEN %(now)s ELSE d.delivered_at END,
              ended_at = CASE WHEN r.state = 'queued' AND NOT d.withdrawn THEN NULL ELSE %(now)s END,
-             fallback_at = CASE WHEN d.withdrawn OR r.state IN ('sent', 'delivered') THEN NULL
+             fallback_at = CASE WHEN d.withdrawn THEN NULL WHEN r.state IN ('sent', 'delivered') THEN r.silent_at
                                 WHEN r.fall AND d.fallback_at IS NOT NULL THEN %(now)s ELSE d.fallback_at END,
+             poll_at = r.poll_at,
              message_id = CASE WHEN r.message_id = '' THEN d.message_id ELSE r.message_id END,
              subject = CASE WHEN r.text = '' AND r.subject = '' THEN d.subject ELSE r.subject END,
              text = CASE WHEN r.text = '' THEN d.text ELSE r.text END,
@@ -98,13 +103,25 @@ def _write(cursor: Any, holder: str, verdicts: Sequence[tuple[Claimed, Result, p
             "at": [row[2].not_before for row in rows],
             "falls": [row[2].fallback for row in rows],
             "repeats": [row[2].outcome == "unknown" for row in rows],
-            "messages": [row[3] for row in rows],
+            "messages": [row[3].replace("\x00", "") for row in rows],
             "subjects": [row[4].replace("\x00", "") for row in rows],
             "texts": [row[5].replace("\x00", "") for row in rows],
             "lines": [row[6].replace("\\u0000", "") for row in rows],
+            "silences": [row[7] for row in rows],
+            "polls": [row[8] for row in rows],
         },
     )
     return dicts(cursor)
+
+
+def _to_be_heard(one: Claimed, result: Result, now: datetime) -> tuple[datetime | None, datetime | None]:
+    """When the fallback of a message starts that was sent unless its provider reports, and when to ask the provider; None: not at all."""
+    if isinstance(result.said, DeliveryError) or result.said.state != "sent" or not result.said.message_id:
+        return None, None
+    provider = one.channel.transport
+    calls_us, answers_us = isinstance(provider, Receives), isinstance(provider, Polls)
+    silent_at = now + policy.SILENCE if one.is_page and one.channel.style.family == "voice" and (calls_us or answers_us) else None
+    return silent_at, now + (policy.POLL_LATER if calls_us else policy.POLL) if answers_us else None
 
 
 def _come_back(cursor: Any, written: Sequence[Mapping[str, Any]], results: Sequence[Result], now: datetime) -> None:
@@ -198,8 +215,8 @@ def _wipe_secrets(cursor: Any, ids: Sequence[int]) -> None:
 
 
 def exhaust(cursor: Any, ids: Iterable[int], now: datetime) -> None:
-    """Tells the house above of pages that reach nobody: each message has failed, has used up its tries or waits at a channel that keeps
-    failing, and no fallback is left.
+    """Tells the house above of pages that reach nobody: each message has failed, has an end that nobody knows, has used up its tries or waits
+    at a channel that keeps failing, and no fallback is left.
 
     What can still be tried is tried with back-off; only waiting for it would be silence. While every channel fails before a request leaves it
     is our network that is broken, not theirs: nothing is exhausted then, and the alarm is raised instead.
@@ -213,7 +230,7 @@ def exhaust(cursor: Any, ids: Iterable[int], now: datetime) -> None:
            LEFT JOIN channels_app_channelhealth h ON h.channel_id = d.channel_id
            WHERE n.id = ANY(%s) AND n.is_page AND n.exhausted_at IS NULL GROUP BY n.id
            HAVING bool_and(d.fallback_at IS NULL AND NOT d.withdrawn
-             AND (d.state = 'failed' OR (d.state = 'queued' AND (d.tries >= %s OR COALESCE(h.failures, 0) >= %s))))""",
+             AND (d.state IN ('failed', 'unknown') OR (d.state = 'queued' AND (d.tries >= %s OR COALESCE(h.failures, 0) >= %s))))""",
         [wanted, policy.TRIES, policy.BREAKER_FAILURES],
     )
     found = cursor.fetchall()
