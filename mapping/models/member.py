@@ -11,6 +11,7 @@ from django.db.models.functions import Lower
 from django.utils.crypto import salted_hmac
 from django.utils.translation import gettext_lazy as _
 
+from mapping.quiet import Quiet
 from mapping.visibility import Role, VisibleQuerySet
 
 
@@ -19,6 +20,20 @@ def check_time_zone(value: str) -> None:
         raise ValidationError(
             _("%(value)s is not an IANA time zone. Write one such as Asia/Shanghai or Europe/Berlin."), params={"value": value}
         )
+
+
+def check_days(value: Any) -> None:
+    if not isinstance(value, list) or any(type(day) is not int or day not in range(7) for day in value):
+        raise ValidationError(_("Write weekdays as a list of numbers from 0 (Monday) to 6 (Sunday)."))
+
+
+def check_severities(value: Any) -> None:
+    if not isinstance(value, list) or any(item not in ("Critical", "Warning", "Info") for item in value):
+        raise ValidationError(_("Write severities as a list: Critical, Warning, Info."))
+
+
+def critical_only() -> list[str]:
+    return ["Critical"]
 
 
 class MemberManager(BaseUserManager.from_queryset(VisibleQuerySet)):  # type: ignore[misc]
@@ -44,6 +59,17 @@ class Member(AbstractBaseUser):
     time_zone = models.CharField(_("time zone"), max_length=64, default="UTC", validators=[check_time_zone])
     language = models.CharField(_("language"), max_length=10, choices=settings.LANGUAGES, default=settings.LANGUAGE_CODE)
     role = models.CharField(_("role"), max_length=20, choices=Role.choices, default=Role.MEMBER)
+    # Quiet hours, by the clock of time_zone: see mapping/quiet.py. Both empty: none.
+    quiet_start = models.TimeField(_("quiet from"), null=True, blank=True)
+    quiet_end = models.TimeField(_("quiet until"), null=True, blank=True)
+    quiet_days = models.JSONField(
+        _("quiet on"), default=list, blank=True, db_default=models.Value([], models.JSONField()), validators=[check_days],
+        help_text=_("The weekdays on which quiet hours begin, 0 for Monday to 6 for Sunday. Empty: every day."),
+    )  # fmt: skip
+    quiet_breaks = models.JSONField(
+        _("breaks through"), default=critical_only, blank=True, db_default=models.Value(["Critical"], models.JSONField()), validators=[check_severities],
+        help_text=_("The severities that reach the person in quiet hours all the same."),
+    )  # fmt: skip
     supervisor = models.ForeignKey(
         "self", verbose_name=_("supervisor"), null=True, blank=True, on_delete=models.SET_NULL, related_name="supervises",
         help_text=_("A rule can say: the supervisor of whoever was told before."),
@@ -75,6 +101,10 @@ class Member(AbstractBaseUser):
 
     def clean(self) -> None:
         super().clean()
+        if (self.quiet_start is None) != (self.quiet_end is None):
+            raise ValidationError(_("Quiet hours need both a beginning and an end."))
+        if self.quiet_start is not None and self.quiet_start == self.quiet_end:
+            raise ValidationError(_("Quiet hours from a time to the same time would never end: leave a minute at least."))
         seen, boss = {self.pk}, self.supervisor
         while self.pk and boss is not None:
             if boss.pk in seen:
@@ -83,6 +113,13 @@ class Member(AbstractBaseUser):
                 )
             seen.add(boss.pk)
             boss = boss.supervisor
+
+    @property
+    def quiet(self) -> Quiet | None:
+        """This member's quiet hours; None where there are none."""
+        if self.quiet_start is None or self.quiet_end is None or self.time_zone not in zoneinfo.available_timezones():
+            return None  # with a zone this machine does not know, a page now is better than no page
+        return Quiet(self.quiet_start, self.quiet_end, self.time_zone, frozenset(self.quiet_days), frozenset(self.quiet_breaks))
 
     @property
     def is_administrator(self) -> bool:
