@@ -7,11 +7,10 @@ that comes twice means its first coming, so that an hour too little is quiet rat
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
-from functools import cached_property
 from zoneinfo import ZoneInfo
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Quiet:
     """Quiet hours from `start` to `end`, over midnight where the end is not later; `end` must not be `start`.
 
@@ -20,13 +19,9 @@ class Quiet:
 
     start: time
     end: time
-    zone: str
+    zone: ZoneInfo
     days: Collection[int] = field(default=())
     breaks: Collection[str] = field(default=("Critical",))
-
-    @cached_property
-    def _zone(self) -> ZoneInfo:
-        return ZoneInfo(self.zone)
 
     def until(self, severity: str, now: datetime) -> datetime | None:
         """When the quiet hours that hold something of this severity back at `now` are over (UTC); None where none do. Never 48 hours away."""
@@ -42,7 +37,7 @@ class Quiet:
         return over
 
     def _end(self, now: datetime) -> datetime | None:
-        today = now.astimezone(self._zone).date()
+        today = now.astimezone(self.zone).date()
         for day in (today - timedelta(days=1), today):
             if self.days and day.weekday() not in self.days:
                 continue
@@ -53,7 +48,7 @@ class Quiet:
         return None
 
     def _instant(self, day: date, clock: time) -> datetime:
-        return datetime.combine(day, clock, self._zone).astimezone(UTC)
+        return datetime.combine(day, clock, self.zone).astimezone(UTC)
 
     def earliest(self, severity: str, now: datetime, delay: float) -> datetime:
         """When something that is decided at `now` may reach the person, who asked for it `delay` seconds later.

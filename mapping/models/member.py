@@ -117,9 +117,13 @@ class Member(AbstractBaseUser):
     @property
     def quiet(self) -> Quiet | None:
         """This member's quiet hours; None where there are none."""
-        if self.quiet_start is None or self.quiet_end is None or self.time_zone not in zoneinfo.available_timezones():
-            return None  # with a zone this machine does not know, a page now is better than no page
-        return Quiet(self.quiet_start, self.quiet_end, self.time_zone, frozenset(self.quiet_days), frozenset(self.quiet_breaks))
+        if self.quiet_start is None or self.quiet_end is None:
+            return None
+        try:
+            zone = zoneinfo.ZoneInfo(self.time_zone)
+        except (zoneinfo.ZoneInfoNotFoundError, ValueError):
+            return None  # this machine does not know it: a page now is better than no page
+        return Quiet(self.quiet_start, self.quiet_end, zone, frozenset(self.quiet_days), frozenset(self.quiet_breaks))
 
     @property
     def is_administrator(self) -> bool:
