@@ -1,19 +1,23 @@
 """Where a person is reached, by which channels, and why not: one answer for the engine, for explain and for every page that shows it.
 
-A kind means its first enabled channel (by position) of those that are shared or belong to a team of the person: another team's channel would
-show that team's provider what is written to people it knows nothing of. Who has set no preference is told by what suits the severity, as far
-as there are channels and the person has what it takes: see DEFAULTS."""
+A wish names a kind, or a family of kinds that do the same (voice, sms, email). Of the channels that answer to it one is taken, the first in
+the order of `vendors`; at IM platforms every account of the person that is verified is told. Only channels count that are shared, belong to a
+team of the person or to the person: another team's channel would show that team's provider what is written to people it knows nothing of. Who
+has set no preference is told by what suits the severity, as far as there are channels and the person has what it takes: see DEFAULTS."""
 
+import hashlib
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
+import phonenumbers
 from django.utils.translation import gettext_noop
 
-from channels_app import transport
-from channels_app.models import Channel, Preference
+from channels_app import limits, policy, transport
+from channels_app.models import Account, Channel, ChannelHealth, Preference
 from mapping.models import ContactPoint, Device, Member, Team
 
 # Without a preference: by families of kinds. Critical rings wherever it can.
@@ -26,7 +30,7 @@ DEFAULTS: Final[Mapping[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One way to a person: `target` is the address at the channel, `delay` in seconds."""
+    """One way to a person: `target` is the address at the channel, `delay` in seconds, `kind` the channel's."""
 
     channel_id: int
     target: str
@@ -49,10 +53,30 @@ class _Wish:
     delay: float = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Person:
+    """What one of those who are asked about has."""
+
+    id: int
+    teams: Collection[int]
+    points: Sequence[ContactPoint]
+    devices: Sequence[Device]
+    accounts: Sequence[Account]
+
+
+@dataclass(frozen=True, slots=True)
+class _House:
+    """What there is for everybody: all channels, and which of them would only make somebody wait now."""
+
+    channels: Mapping[int, Channel]
+    resting: Collection[int]
+    now: datetime
+
+
 def reach(
     member_ids: Iterable[int], severity: str, now: datetime, *, kinds: Sequence[str] | None = None
 ) -> dict[int, list[Target | Missing]]:
-    """For each member the ways to reach them now, in order: by `kinds`, or (None) by their own preference for the severity.
+    """For each member the ways to reach them now, in order: by `kinds` (or families), or (None) by their own preference for the severity.
 
     Every wish ends in a Target or in a Missing that says why; a member for whom nothing at all can be said has one Missing.
     """
@@ -60,12 +84,12 @@ def reach(
     if not ids:
         return {}
     active = set(Member.objects.filter(id__in=ids, is_active=True).values_list("id", flat=True))
-    channels = {
-        row.id: row for row in Channel.objects.only("id", "kind", "name", "status", "position", "team_id").order_by("position", "id")
-    }
-    enabled = [row for row in channels.values() if row.status == "enabled"]
-    teams = _teams(ids) if any(row.team_id is not None for row in enabled) else {}
-    shared = _first(enabled, set())
+    fields = ("id", "kind", "name", "status", "position", "team_id", "regions", "weight", "owner_id", "monthly_quota")
+    house = _House({row.id: row for row in Channel.objects.only(*fields)}, set(), now)
+    usable = [row for row in house.channels.values() if row.status == "enabled" and is_for_people(row.kind)]
+    if len({_family(row.kind) for row in usable}) < len(usable):  # a choice somewhere
+        house = _House(house.channels, _resting(usable, severity, now), now)
+    teams = _teams(ids) if any(row.team_id is not None for row in usable) else {}
     preferred: dict[int, list[_Wish]] = defaultdict(list)
     if kinds is None:
         for member, kind, channel, delay in (
@@ -75,15 +99,16 @@ def reach(
         ):
             preferred[member].append(_Wish(kind, channel, delay))
     points, devices = _points(ids), _devices(ids)
+    accounts = _accounts(ids) if any(_by_account(row.kind) for row in usable) else {}
     result: dict[int, list[Target | Missing]] = {}
     for member in ids:
         if member not in active:
             result[member] = [Missing("", gettext_noop("The person is not active."))]
             continue
-        first = _first(enabled, teams[member]) if member in teams else shared
+        person = _Person(member, teams.get(member, ()), points.get(member, ()), devices.get(member, ()), accounts.get(member, ()))
         by_default = kinds is None and not preferred[member]
-        wishes = [_Wish(kind) for kind in kinds] if kinds is not None else preferred[member] or _default(severity, first)
-        found = [item for wish in wishes for item in _ways(wish, member, channels, first, points.get(member, []), devices.get(member, []))]
+        wishes = [_Wish(kind) for kind in kinds] if kinds is not None else preferred[member] or _default(severity, person, usable)
+        found = [item for wish in wishes for item in _ways(wish, person, house)]
         if by_default:
             # Nobody asked for these: the ones that are not there are worth a word only when none is.
             found = [item for item in found if isinstance(item, Target)] or found
@@ -91,63 +116,189 @@ def reach(
     return result
 
 
+def vendors(
+    channels: Iterable[Channel],
+    wanted: str,
+    now: datetime,
+    *,
+    member: int,
+    teams: Collection[int] = (),
+    phone: str = "",
+    resting: Collection[int] = (),
+) -> list[Channel]:
+    """The channels that answer to `wanted`, a kind or a family, for this member, in the order in which they are tried. Pure.
+
+    Those of `resting` go last: their circuit breaker is open, or their month's messages are used up. Sandbox kinds stand behind all real ones.
+    For a phone the channels that name its region go before those that name none, and those that name only others are left out. Then by
+    position. Channels of one position that have a share (`weight`) are drawn in its proportion, by member and minute of `now`: a storm in one
+    minute goes to one address, where it can be bundled; the next loop may try another vendor; and whoever asks within the minute (explain,
+    the console) is told what really happens. Channels without a share follow by age.
+    """
+    known = transport.transports()
+    fitting = [row for row in channels if _may(row, member, teams) and wanted in (row.kind, _family(row.kind)) and is_for_people(row.kind)]
+    region = _region(phone) if phone and any(row.regions for row in fitting) else ""
+    if phone:
+        fitting = [row for row in fitting if not row.regions or known[row.kind].reach != "phone" or region in row.regions]
+    minute = int(now.timestamp() // 60)
+    return sorted(
+        fitting,
+        key=lambda row: (
+            known[row.kind].demo, row.id in resting, not row.regions, row.position, _draw(row, member, minute), row.id,
+        ),
+    )  # fmt: skip
+
+
 def kinds_for_people() -> list[str]:
     """The kinds that may be chosen to reach a person, in the order of their names."""
-    return [kind for kind, style in transport.transports().items() if style.person]
+    return [kind for kind in transport.transports() if is_for_people(kind)]
 
 
-def _default(severity: str, first: Mapping[str, Channel]) -> list[_Wish]:
-    known = transport.transports()
-    wanted = DEFAULTS.get(severity, DEFAULTS["Info"])
-    people = [kind for kind in first if kind in known and known[kind].person]
-    chosen = [kind for family in wanted for kind in people if family in (kind, known[kind].family)]
-    # An installation that has nothing of the sort still tells people by what it has.
-    return [_Wish(kind) for kind in dict.fromkeys(chosen or people)]
+def is_for_people(kind: str) -> bool:
+    """Whether a channel of this kind can reach a person: each of them, or those who have an account of their own there."""
+    style = transport.transports().get(kind)
+    return style is not None and (style.person or style.personal)
 
 
-def _ways(
-    wish: _Wish,
-    member: int,
-    channels: Mapping[int, Channel],
-    first: Mapping[str, Channel],
-    points: Sequence[ContactPoint],
-    devices: Sequence[Device],
-) -> list[Target | Missing]:
-    kind = wish.kind
-    if wish.channel is not None:
-        channel = channels.get(wish.channel)
-        if channel is None or channel.status != "enabled":
-            return [Missing(kind, gettext_noop("The channel of the preference is switched off."))]
-    elif (channel := first.get(kind)) is None:
-        known = transport.transports()
-        if kind not in known and all(style.family != kind for style in known.values()):
-            return [Missing(kind, gettext_noop("This kind of channel does not exist any more."))]
-        return [Missing(kind, gettext_noop("There is no enabled channel of this kind."))]
+def has_vendors(kind: str) -> bool:
+    """Whether another channel of the kind's family reaches the very same place, so that it can stand in: a phone or a mailbox."""
+    style = transport.transports().get(kind)
+    return style is not None and style.reach in ("phone", "email")
+
+
+def _family(kind: str) -> str:
+    style = transport.transports().get(kind)
+    return (style.family if style is not None else "") or kind
+
+
+def _by_account(kind: str) -> bool:
+    style = transport.transports().get(kind)
+    return style is not None and (style.reach == "account" or (style.personal and style.reach == "group"))
+
+
+def _may(row: Channel, member: int, teams: Collection[int]) -> bool:
+    if row.status != "enabled":
+        return False
+    return row.owner_id == member if row.owner_id is not None else row.team_id is None or row.team_id in teams
+
+
+def _draw(row: Channel, member: int, minute: int) -> float:
+    """Lower goes first. An exponential variable with the share as its rate: which of several is the least falls in proportion to the shares."""
+    if not row.weight:
+        return math.inf
+    digest = hashlib.blake2b(f"{member} {minute} {row.id}".encode(), digest_size=8).digest()
+    return -math.log((int.from_bytes(digest, "big") + 1) / 2**64) / row.weight
+
+
+def _region(phone: str) -> str:
+    """The region of a number in E.164, such as "CN"; "" where libphonenumber knows none."""
     try:
-        style = transport.get(channel.kind)
-    except LookupError:
-        return [Missing(kind, gettext_noop("This kind of channel does not exist any more."))]
-    if not style.person:
-        return [Missing(kind, gettext_noop("Channels of this kind reach groups and not persons."))]
-    if style.reach == "member":
-        return [Target(channel.id, f"member:{member}", wish.delay, kind)]
-    if style.reach in ("phone", "email"):
-        return [_point(wish, channel.id, style.reach, points)]
-    if style.reach == "device":
-        usable = [device for device in devices if device.enabled and device.push_token]
+        return phonenumbers.region_code_for_number(phonenumbers.parse(phone)) or ""
+    except phonenumbers.NumberParseException:
+        return ""
+
+
+def _resting(usable: Sequence[Channel], severity: str, now: datetime) -> set[int]:
+    quotas = {row.id: row.monthly_quota for row in usable}
+    found = set()
+    for row in ChannelHealth.objects.filter(channel_id__in=quotas):
+        quota = limits.quota(quotas[row.channel_id], row.month, row.month_count, now)
+        broken = row.failures >= policy.BREAKER_FAILURES and row.open_until is not None and row.open_until > now
+        if broken or (quota is not None and not quota.left(reserve=severity == "Critical")):
+            found.add(row.channel_id)
+    return found
+
+
+def _default(severity: str, person: _Person, usable: Iterable[Channel]) -> list[_Wish]:
+    wanted = DEFAULTS.get(severity, DEFAULTS["Info"])
+    mine = [row.kind for row in sorted(usable, key=lambda row: (row.position, row.id)) if _may(row, person.id, person.teams)]
+    there = {name for kind in mine for name in (kind, _family(kind))}
+    # An installation that has nothing of the sort still tells people by what it has.
+    return [_Wish(name) for name in wanted if name in there] or [_Wish(name) for name in dict.fromkeys(map(_family, mine))]
+
+
+def _ways(wish: _Wish, person: _Person, house: _House) -> list[Target | Missing]:
+    kind, known = wish.kind, transport.transports()
+    if wish.channel is not None:
+        channel = house.channels.get(wish.channel)
+        if channel is None or channel.status != "enabled" or channel.owner_id not in (None, person.id):
+            return [Missing(kind, gettext_noop("The channel of the preference is switched off."))]
+        if channel.kind not in known:
+            return [Missing(kind, gettext_noop("This kind of channel does not exist any more."))]
+        if not is_for_people(channel.kind):
+            return [Missing(kind, gettext_noop("Channels of this kind reach groups and not persons."))]
+
+        def ordered(phone: str) -> list[Channel]:
+            return [channel]
+    else:
+        if all(kind not in (name, style.family) for name, style in known.items()):
+            return [Missing(kind, gettext_noop("This kind of channel does not exist any more."))]
+
+        def ordered(phone: str) -> list[Channel]:
+            return vendors(
+                house.channels.values(), kind, house.now, member=person.id, teams=person.teams, phone=phone, resting=house.resting
+            )
+
+    rows = ordered("")
+    if not rows:
+        group_only = any(_may(row, person.id, person.teams) and kind in (row.kind, _family(row.kind)) for row in house.channels.values())
+        if group_only:
+            return [Missing(kind, gettext_noop("Channels of this kind reach groups and not persons."))]
+        return [Missing(kind, gettext_noop("There is no enabled channel of this kind."))]
+    # Accounts are places of their own and not vendors of one: all of them are told.
+    linked = [item for row in rows if _by_account(row.kind) for item in _account_ways(wish, row, person)]
+    if any(isinstance(item, Target) for item in linked):
+        return [item for item in linked if isinstance(item, Target)]
+    missing: list[Missing] = [item for item in linked if isinstance(item, Missing)]
+    phones = [point.value for point in person.points if point.kind == "phone" and point.is_usable]
+    for phone in phones or [""]:
+        for row in ordered(phone):
+            if _by_account(row.kind):
+                continue
+            found = _one_way(wish, row, person, phone)
+            if any(isinstance(item, Target) for item in found):
+                return found
+            missing += [item for item in found if isinstance(item, Missing)]
+    if not missing:
+        return [Missing(kind, gettext_noop("No channel of this kind is for the region of the phone number."))]
+    # That an account is not verified says more than that another is not linked.
+    return [next((item for item in missing if item.reason == _NOT_VERIFIED), missing[0])]
+
+
+_NOT_VERIFIED: Final = gettext_noop("The person's account on this platform is not verified.")
+
+
+def _account_ways(wish: _Wish, channel: Channel, person: _Person) -> list[Target | Missing]:
+    mine = [account for account in person.accounts if account.channel_id == channel.id]
+    found: list[Target | Missing] = [
+        Target(channel.id, account.target, wish.delay, channel.kind) for account in mine if account.verified_at is not None
+    ]
+    if found:
+        return found
+    return [Missing(wish.kind, _NOT_VERIFIED if mine else gettext_noop("The person's account on this platform is not linked."))]
+
+
+def _one_way(wish: _Wish, channel: Channel, person: _Person, phone: str) -> list[Target | Missing]:
+    reach = transport.transports()[channel.kind].reach
+    if reach == "member":
+        return [Target(channel.id, f"member:{person.id}", wish.delay, channel.kind)]
+    if reach == "phone" and phone:
+        return [Target(channel.id, phone, wish.delay, channel.kind)]
+    if reach in ("phone", "email"):
+        return [_point(wish, channel, reach, person.points)]
+    if reach == "device":
+        usable = [device for device in person.devices if device.enabled and device.push_token]
         if not usable:
-            return [
-                Missing(kind, gettext_noop("No device is linked.") if not devices else gettext_noop("No linked device is switched on."))
-            ]
-        return [Target(channel.id, f"device:{device.id}", wish.delay, kind) for device in usable]
-    return [Missing(kind, gettext_noop("The person's account on this platform is not linked."))]
+            words = gettext_noop("No linked device is switched on.") if person.devices else gettext_noop("No device is linked.")
+            return [Missing(wish.kind, words)]
+        return [Target(channel.id, f"device:{device.id}", wish.delay, channel.kind) for device in usable]
+    return [Missing(wish.kind, gettext_noop("Channels of this kind reach groups and not persons."))]
 
 
-def _point(wish: _Wish, channel: int, reach: str, points: Sequence[ContactPoint]) -> Target | Missing:
+def _point(wish: _Wish, channel: Channel, reach: str, points: Sequence[ContactPoint]) -> Target | Missing:
     mine = [point for point in points if point.kind == reach]
     for point in mine:
         if point.is_usable:
-            return Target(channel, point.value, wish.delay, wish.kind)
+            return Target(channel.id, point.value, wish.delay, channel.kind)
     phone = reach == "phone"
     if any(point.verified_at is not None for point in mine):
         return Missing(
@@ -182,18 +333,6 @@ def _once(found: Sequence[Target | Missing]) -> list[Target | Missing]:
     return result
 
 
-def _first(enabled: Iterable[Channel], teams: set[int]) -> dict[str, Channel]:
-    """Of each kind and of each family the first channel that is shared or of one of these teams."""
-    first: dict[str, Channel] = {}
-    known = transport.transports()
-    for row in enabled:
-        if row.team_id is None or row.team_id in teams:
-            first.setdefault(row.kind, row)
-            if row.kind in known and known[row.kind].family:
-                first.setdefault(known[row.kind].family, row)
-    return first
-
-
 def _teams(ids: Sequence[int]) -> dict[int, set[int]]:
     by: dict[int, set[int]] = defaultdict(set)
     for team, member in (
@@ -214,4 +353,11 @@ def _devices(ids: Sequence[int]) -> dict[int, list[Device]]:
     by: dict[int, list[Device]] = defaultdict(list)
     for device in Device.objects.filter(member_id__in=ids).order_by("member_id", "id"):
         by[device.member_id].append(device)
+    return by
+
+
+def _accounts(ids: Sequence[int]) -> dict[int, list[Account]]:
+    by: dict[int, list[Account]] = defaultdict(list)
+    for account in Account.objects.filter(member_id__in=ids).order_by("member_id", "id"):
+        by[account.member_id].append(account)
     return by

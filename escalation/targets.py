@@ -149,7 +149,7 @@ def _groups(
         return (), ()
     with planned_once() as cursor:  # once a pass and more, and the rest of a channel is to be decrypted
         cursor.execute(
-            "SELECT id, name, kind, status, targets FROM channels_app_channel WHERE id = ANY(%s::bigint[])",
+            "SELECT id, name, kind, status, targets FROM channels_app_channel WHERE id = ANY(%s::bigint[]) AND owner_id IS NULL",
             [[use["channel"] for use in uses]],
         )
         channels = {

@@ -113,7 +113,7 @@ def offered(field: models.Field, member: Any) -> models.QuerySet:
     target: Any = field.remote_field.model  # type: ignore[union-attr]
     rows: models.QuerySet[Any]
     if target is Channel:
-        rows = Channel.objects.filter(Channel.usable_q(member))
+        rows = Channel.objects.filter(Channel.for_groups_q(member))
     elif target is Workspace:
         rows = changeable(Workspace, member)
     elif target is Team and field.name == "team" and not member.is_administrator:

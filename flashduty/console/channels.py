@@ -58,7 +58,7 @@ from templates_app.models import Template
 PREFIX = "set_"
 CLEAR = "clear_"
 # Where a stored secret would be sent to: when one of these changes, the secret has to be typed again.
-PLACES = frozenset({"host", "port", "security", "url", "server", "endpoint"})
+PLACES = frozenset({"host", "port", "security", "url", "server", "endpoint", "api_base"})
 
 
 def group_of(style: type[transport.Transport]) -> type[Channel]:
@@ -69,7 +69,7 @@ def group_of(style: type[transport.Transport]) -> type[Channel]:
         return Hook
     if style.reach in ("phone", "email"):
         return Classic
-    return ImBot if style.reach == "group" else ImApp
+    return ImBot if style.group else ImApp
 
 
 def kinds_of(group: type[Channel]) -> list[str]:
@@ -290,7 +290,7 @@ class ChannelAdmin(VisibleAdmin):
     def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
         if db_field.name == "fallback_channel":
             groups = [kind for kind, style in transport.transports().items() if style.group]
-            rows = Channel.objects.filter(Channel.usable_q(request.user), kind__in=groups).exclude(status="deleted")
+            rows = Channel.objects.filter(Channel.for_groups_q(request.user), kind__in=groups).exclude(status="deleted")
             kwargs["queryset"] = rows.exclude(pk=request.resolver_match.kwargs.get("object_id") or 0) if request.resolver_match else rows
         return super().formfield_for_foreignkey(db_field, request, **kwargs)
 

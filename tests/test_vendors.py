@@ -1,0 +1,148 @@
+"""Several vendors behind one kind, and people's own accounts: which channel is asked first, which next, and who is told by nothing."""
+
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from channels_app import addresses, transport
+from channels_app.addresses import Missing, Target
+from channels_app.models import Account, Channel, ChannelHealth
+from mapping.models import ContactPoint, Member, Team
+from tests.test_addresses import NOW, style
+
+CHINA, AMERICA = "+8613800138000", "+14155552671"
+
+
+@pytest.fixture
+def lee(db: None, monkeypatch: pytest.MonkeyPatch) -> Member:
+    for kind, family in (("twilio_voice", "voice"), ("aliyun_voice", "voice"), ("smtp", "email")):
+        monkeypatch.setitem(transport.transports(), kind, style(kind, "email" if family == "email" else "phone", family=family))
+    for kind in ("chat", "talk"):  # bots that write to groups, and to one person who has started them
+        made = style(kind, "group", family="im", personal=True, fallback_kinds=("sms", "email"))
+        monkeypatch.setitem(transport.transports(), kind, made)
+    return Member.objects.create_user("lee@example.com", "Lee")
+
+
+def channel(kind: str, name: str = "", **fields: Any) -> Channel:
+    return Channel.objects.create(kind=kind, name=name or kind, **fields)
+
+
+def phone(member: Member, value: str = CHINA, **fields: Any) -> ContactPoint:
+    return ContactPoint.objects.create(member=member, kind="phone", value=value, **({"verified_at": NOW} | fields))
+
+
+def ways(member: Member, *kinds: str, severity: str = "Critical", now: datetime = NOW) -> list[Target | Missing]:
+    return addresses.reach([member.id], severity, now, kinds=kinds or None)[member.id]
+
+
+def by(found: list[Target | Missing]) -> list[int]:
+    return [item.channel_id for item in found if isinstance(item, Target)]
+
+
+def why(found: list[Target | Missing]) -> str:
+    assert len(found) == 1 and isinstance(found[0], Missing), found
+    return found[0].reason
+
+
+def test_a_family_is_its_first_vendor_and_a_kind_is_only_itself(lee):
+    phone(lee)
+    second, first = channel("twilio_voice", position=2), channel("aliyun_voice", position=1)
+    assert ways(lee, "voice") == [Target(first.id, CHINA, 0, "aliyun_voice")]
+    assert by(ways(lee, "twilio_voice")) == [second.id]
+    assert by(ways(lee)) == [first.id]  # without a preference, too, one call and not one of each vendor
+
+
+def test_the_channel_that_names_the_region_of_the_phone_goes_first_and_one_that_names_others_not_at_all(lee):
+    anywhere = channel("twilio_voice", position=1)
+    china = channel("aliyun_voice", position=5, regions=["CN", "HK"])
+    phone(lee)
+    assert by(ways(lee, "voice")) == [china.id]
+    ContactPoint.objects.update(value=AMERICA)
+    assert by(ways(lee, "voice")) == [anywhere.id]
+    anywhere.delete()
+    assert "region" in why(ways(lee, "voice"))
+    phone(lee, position=3)  # the second phone of the person can be called
+    assert ways(lee, "voice") == [Target(china.id, CHINA, 0, "aliyun_voice")]
+
+
+def test_shares_are_kept_and_who_asks_within_the_minute_gets_the_same_answer(lee):
+    phone(lee)
+    large, small, none = channel("twilio_voice", weight=3), channel("twilio_voice", "b", weight=1), channel("aliyun_voice")
+    rows = list(Channel.objects.all())
+    minutes = [NOW + timedelta(minutes=count) for count in range(2000)]
+    orders = [[row.id for row in addresses.vendors(rows, "voice", now, member=lee.id, phone=CHINA)] for now in minutes]
+    firsts = Counter(order[0] for order in orders)
+    assert 0.71 < firsts[large.id] / 2000 < 0.79 and firsts[large.id] + firsts[small.id] == 2000
+    assert {order[2] for order in orders} == {none.id}
+    assert by(ways(lee, "voice")) == by(ways(lee, "voice", now=NOW + timedelta(seconds=59))) == [orders[0][0]]
+    channel("twilio_voice", "ahead", position=0, weight=1)
+    Channel.objects.filter(name__in=["twilio_voice", "b"]).update(position=1)
+    assert by(ways(lee, "voice")) != [large.id]  # position before share
+
+
+def test_a_vendor_whose_breaker_is_open_or_whose_month_is_used_up_is_passed_over_while_there_is_another(lee):
+    phone(lee)
+    first, second = channel("twilio_voice", position=0, monthly_quota=100), channel("aliyun_voice", position=1)
+    health = ChannelHealth.objects.create(channel=first, failures=5, open_until=NOW + timedelta(seconds=30))
+    assert by(ways(lee, "voice")) == [second.id]
+    assert by(ways(lee, "voice", now=NOW + timedelta(seconds=31))) == [first.id]
+    health.failures, health.month, health.month_count = 0, NOW.date().replace(day=1), 95
+    health.save()
+    assert by(ways(lee, "voice", severity="Critical")) == [first.id] and by(ways(lee, "voice", severity="Info")) == [second.id]
+    ChannelHealth.objects.update(month_count=100)
+    assert by(ways(lee, "voice")) == [second.id]
+    second.delete()
+    assert by(ways(lee, "voice")) == [first.id]  # there is no other: it waits, and takes its fallback
+
+
+def test_a_sandbox_never_stands_before_a_real_vendor_that_reaches_the_person(lee):
+    play, real = channel("sandbox_voice", position=0), channel("twilio_voice", position=9)
+    assert by(ways(lee, "voice")) == [play.id]  # no phone: the sandbox plays it
+    phone(lee)
+    assert by(ways(lee, "voice")) == [real.id]
+
+
+def test_a_person_is_reached_at_every_account_that_is_verified_and_told_why_not_at_others(lee):
+    chat, talk = channel("chat"), channel("talk")
+    assert "not linked" in why(ways(lee, "chat"))
+    mine = Account.objects.create(member=lee, channel=chat, target="100")
+    assert "not verified" in why(ways(lee, "chat")) and "not verified" in why(ways(lee, "im"))
+    Account.objects.update(verified_at=NOW)
+    Account.objects.create(member=lee, channel=talk, target="200", verified_at=NOW)
+    Account.objects.create(member=Member.objects.create_user("kim@example.com"), channel=chat, target="300", verified_at=NOW)
+    assert ways(lee, "chat") == [Target(chat.id, mine.target, 0, "chat")]
+    assert [item.target for item in ways(lee, "im") if isinstance(item, Target)] == ["100", "200"]
+    assert [item.target for item in ways(lee, severity="Warning") if isinstance(item, Target)] == ["100", "200"]
+
+
+def test_a_channel_of_one_person_tells_them_and_nobody_else(lee):
+    kim = Member.objects.create_user("kim@example.com", "Kim")
+    own = channel("chat", owner=lee)
+    for member in (lee, kim):
+        Account.objects.create(member=member, channel=own, verified_at=NOW)
+    assert by(ways(lee, "chat")) == by(ways(lee, severity="Warning")) == [own.id]
+    assert "no enabled channel" in why(ways(kim, "chat"))
+    kim.preferences.create(severity="Critical", kind="chat", channel=own)
+    assert "switched off" in why(ways(kim))
+    lee.preferences.create(severity="Critical", kind="chat", channel=own)
+    assert by(ways(lee)) == [own.id]
+
+
+def test_a_channel_of_one_person_is_listed_for_them_and_chosen_in_no_rule(lee):
+    kim = Member.objects.create_user("kim@example.com", "Kim", role="manager")
+    team = Team.objects.create(name="Ops")
+    team.members.add(kim, lee)
+    channel("chat", "own", owner=lee, team=team)
+    root = Member.objects.create_superuser("root@example.com")
+    shared = channel("chat", "shared")
+
+    def names(rule: Any) -> set[str]:
+        return {row.name for row in Channel.objects.filter(rule)}
+
+    assert names(Channel.usable_q(lee)) == {"own", "shared"} and names(Channel.usable_q(kim)) == {"shared"}
+    assert [names(Channel.for_groups_q(who)) for who in (lee, kim, root)] == [{"shared"}] * 3
+    assert {row.name for row in Channel.objects.visible_to(lee)} == {"own"} and not Channel.objects.visible_to(kim)
+    assert Channel.objects.visible_to(root).count() == 2 and not Channel.objects.changeable_by(kim).exists()
+    assert shared.owner_id is None
