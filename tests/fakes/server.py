@@ -81,6 +81,7 @@ class _Httpd(http.server.ThreadingHTTPServer):
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two writes: the second would wait 40 ms for an acknowledgement of the first
     fake: Server
 
     def setup(self) -> None:
