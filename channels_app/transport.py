@@ -219,6 +219,11 @@ class Transport:
         return [""]
 
     @classmethod
+    def limits_of(cls, settings: Mapping[str, Any]) -> tuple[Limit, ...]:
+        """The provider's limits for a channel with these settings, where they decide how many requests a message takes."""
+        return cls.limits
+
+    @classmethod
     def moved(cls, settings: Mapping[str, Any], old: str, new: str) -> Mapping[str, Any]:
         """The settings with the address `old` replaced, after the provider said that it has become `new` (Receipt.moved)."""
         return settings

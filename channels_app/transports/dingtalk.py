@@ -170,16 +170,20 @@ class DingTalk(Transport):
             # Only markdown is known to call people by phone, and a bundle has a link for each incident.
             single = len(message.incidents) <= 1
             buttons = _buttons(message) if single and not mobiles else []
-            link = f"[{_('Detail')}]({message.url})" if single and message.url and not buttons else ""
+            links = _buttons(message) if single and not buttons else []
             calls = " ".join(f"@{mobile}" for mobile in mobiles)
-            frame = _size(_body(title, "", [link, calls, keyword], buttons, mobiles))
-            text, is_cut = _within(message.text, room - frame)
+            text, is_cut = _within(message.text, room - _size(_body(title, "", [_line(links), calls, keyword], buttons, mobiles)))
+            links = [(label, url) for label, url in links if f"({url})" not in text]  # most templates have them
             # The # of a colour is no keyword that anybody reads.
-            tail = [link if message.url not in text else "", calls, keyword if keyword not in _UNSEEN.sub("", text) else ""]
+            tail = [_line(links), calls, keyword if keyword not in _UNSEEN.sub("", text) else ""]
             detail = [_("shortened to %(size)s bytes") % {"size": f"{room:,}"}] if is_cut else []
             if nobody:
                 detail.append(_("not mentioned: %(names)s") % {"names": ", ".join(nobody)})
         return _body(title, text, tail, buttons, mobiles), "; ".join(detail)
+
+
+def _line(links: list[tuple[str, str]]) -> str:
+    return " | ".join(f"[{label}]({url})" for label, url in links)
 
 
 def _within(text: str, room: int) -> tuple[str, bool]:

@@ -152,7 +152,7 @@ def test_a_text_of_the_declared_length_is_not_cut(bot, quote):
     """The outbox fills a bundle up to max_bytes: what would be cut off is an incident nobody reads."""
     text = "".join(f"#{number:06X} {quote * 60}disk of host-{number} is full  \n\n" for number in range(1000))[: DingTalk.max_bytes]
     mentions = tuple(f"+8613800{number:06}" for number in range(50))
-    message = page(text=text, subject="标" * 200, url="https://oncall.example.com/" + "x" * 500, mentions=mentions)
+    message = page(text=text, subject="标" * 200, mentions=mentions, incidents=page().incidents * 2)
     assert transport(bot).send(message, "").detail == ""
     assert bot.words(bot.said[0]).startswith(text.replace('"', "'").replace("\\", "/") if quote else text)
 
