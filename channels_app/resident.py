@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 LOOK = 0.1  # seconds between two looks at the stop file, at most
 LONGEST_SLEEP = 1.0
+ASK = 1.0  # seconds between two questions for the database's clock
+STAGGER = 0.004  # seconds that each further resident of a kind lets the one before it look first
 ASK_BEFORE = 1.0  # a successor is asked for so long before the stint ends
 OVERTIME = 5.0  # a resident without a successor goes on so long past its stint: late beats absent
 PATIENCE = 8.0  # a successor waits so long for the slot
@@ -148,8 +150,12 @@ class _Line:
 
     def __init__(self, slot: str, channel: str, waker: Waker | None):
         self.name, self.channel, self.waker = f"flashduty {slot}", channel, waker
+        # All drains hear of everything: the second one looks a moment later and finds nothing, instead of fighting with the first for it.
+        self.stagger = STAGGER * int(number) if (number := slot.rpartition("-")[2]).isdigit() else 0.0
         self.connection: psycopg.Connection | None = None
         self.told = False  # a NOTIFY that arrives during a query never shows on the socket again
+        self._offset, self._sure = 0.0, 0.0  # the database's clock minus our monotonic one, and how well that is known (seconds)
+        self._ask_at = 0.0
 
     def open(self) -> psycopg.Connection:
         if self.connection is None:
@@ -172,11 +178,23 @@ class _Line:
         self.told = True
 
     def now(self) -> datetime:
-        """The database's clock, aware UTC. What was told before is forgotten: the look that follows sees it."""
+        """The database's clock, aware UTC. What was told before is forgotten: the look that follows sees it.
+
+        It is asked every ASK seconds; in between our monotonic clock carries it on: asked before each look it was a seventh of all statements.
+        """
         line = self.open()
         self.told = False
-        (now,) = line.execute("SELECT statement_timestamp()").fetchone() or ()
-        return now.astimezone(UTC)
+        before = time.monotonic()
+        if before >= self._ask_at:
+            (now,) = line.execute("SELECT statement_timestamp()").fetchone() or ()
+            after = time.monotonic()
+            self._ask_at = after + ASK
+            # The server looked at its clock between `before` and `after`: the quicker the answer, the surer we are. A slow answer (a busy
+            # machine) changes nothing unless the clock was really set.
+            least, most = now.timestamp() - after, now.timestamp() - before
+            if not least <= self._offset <= most or most - least <= self._sure:
+                self._offset, self._sure = (least + most) / 2, most - least
+        return datetime.fromtimestamp(time.monotonic() + self._offset, UTC)
 
     def wait(self, seconds: float) -> bool:
         """Whether somebody told us to look, within so many seconds."""
@@ -187,7 +205,10 @@ class _Line:
             watch.register(self.connection.fileno(), select.POLLIN)
         if self.waker is not None:
             watch.register(self.waker.fileno(), select.POLLIN)
-        for handle, _event in watch.poll(max(0, seconds * 1000)):
+        told = watch.poll(max(0, seconds * 1000))
+        if self.stagger and any(self.connection is not None and handle == self.connection.fileno() for handle, _event in told):
+            time.sleep(self.stagger)
+        for handle, _event in told:
             if self.waker is not None and handle == self.waker.fileno():
                 self.waker.clear()
                 self.told = True

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 BATCH = 300
 LEAST = 64
 CLOCK_BACK = timedelta(seconds=5)
+SOON = timedelta(seconds=1)  # how far ahead a pass looks for the next timer
 ISOLATED_SECONDS = 1.0  # a pass that takes rows one by one; the supervisor thinks us dead after five
 LOCK_WAIT_MS = 200
 STUCK_SECONDS = 5.0
@@ -53,12 +54,17 @@ STATUS_EVENTS = {"i_ack": events.ACKNOWLEDGED, "i_snooze": events.ACKNOWLEDGED, 
 
 
 def run_once(now: datetime, *, limit: int = BATCH, budget_ms: float | None = None) -> int:
-    """Does what is due at `now`, at most `limit` rows of each kind; how many rows were consumed.
+    """Does what is due at `now`, at most `limit` rows of each kind; how many rows were consumed."""
+    return one_pass(now, limit=limit, budget_ms=budget_ms)[0]
+
+
+def one_pass(now: datetime, *, limit: int = BATCH, budget_ms: float | None = None) -> tuple[int, datetime | None]:
+    """As `run_once`; and, where nothing was due, the next instant at which something will be, if that is within SOON.
 
     With `budget_ms` each kind takes about as many rows as it did in so many milliseconds lately, and never fewer than `LEAST`: a pass that
     gave up because its time was over would never get to its end on a machine that is busy, and no timer would ever fire there.
     """
-    done, due = _due(now)
+    done, due, ahead = _due(now)
     for kind, take in _KINDS.items():
         if kind not in due:
             continue
@@ -82,7 +88,7 @@ def run_once(now: datetime, *, limit: int = BATCH, budget_ms: float | None = Non
             _pace[kind] = 0.7 * _pace.get(kind, 1.0) + 0.3 * (time.perf_counter() - started) * 1000 / rows
         if rows and kind in ("wakes", "auto_resolves"):
             due.add("timeline")  # they have just written to it
-    return done
+    return done, None if done else ahead
 
 
 # Milliseconds that a row of each kind took lately.
@@ -189,6 +195,11 @@ def _set_aside(kind: str, incident_id: int, now: datetime, why: str) -> int:
 
 _LOOK = """
 SELECT (SELECT last_pass_at FROM mapping_installation WHERE id = 1),
+  -- The first instant that lies ahead, from the three partial indexes of timers.
+  least(
+    (SELECT min(next_at) FROM escalation_run WHERE ended_at IS NULL AND next_at > %(now)s AND next_at < %(soon)s),
+    (SELECT min(wake_at) FROM escalation_incident WHERE wake_at > %(now)s AND wake_at < %(soon)s),
+    (SELECT min(auto_resolve_at) FROM escalation_incident WHERE auto_resolve_at > %(now)s AND auto_resolve_at < %(soon)s)),
   EXISTS (SELECT FROM escalation_incident WHERE wake_at <= %(now)s),
   EXISTS (SELECT FROM escalation_incident WHERE auto_resolve_at <= %(now)s),
   EXISTS (SELECT FROM escalation_timelineentry WHERE handled_at IS NULL),
@@ -197,15 +208,16 @@ SELECT (SELECT last_pass_at FROM mapping_installation WHERE id = 1),
 """
 
 
-def _due(now: datetime) -> tuple[int, set[str]]:
-    """Which kinds have rows that are due, in one statement (most passes have one kind or none); 1 if the clock had to be corrected first."""
+def _due(now: datetime) -> tuple[int, set[str], datetime | None]:
+    """Which kinds have rows that are due, in one statement (most passes have one kind or none); 1 if the clock had to be corrected first;
+    and the next instant at which something will be due, if that is within SOON."""
     corrected = 0
     while True:
         with planned_once() as cursor:
-            cursor.execute(_LOOK, {"now": now})
-            last, *found = cursor.fetchone()
+            cursor.execute(_LOOK, {"now": now, "soon": now + SOON})
+            last, ahead, *found = cursor.fetchone()
         if corrected or not (corrected := _clock(last, now)):
-            return corrected, {kind for kind, one in zip(_KINDS, found, strict=True) if one}
+            return corrected, {kind for kind, one in zip(_KINDS, found, strict=True) if one}, ahead
 
 
 # Every instant of what waits goes back with the clock: what was due before is due now. A few statements, however many runs: with one for

@@ -22,6 +22,7 @@ from django.db import Error, InterfaceError, OperationalError, connection, trans
 from django.utils.translation import gettext as _
 from psycopg.errors import LockNotAvailable
 
+from channels_app.outbox.statements import planned_once
 from escalation import lifecycle
 from escalation.ids import num
 from escalation.lifecycle import RANK
@@ -421,7 +422,7 @@ class _Pass:
 def _pass(now: datetime, limit: int, *, isolate: bool) -> _Pass:
     this = _Pass(now)
     due: list[_Due] = []
-    with connection.cursor() as cursor:
+    with planned_once() as cursor:
         # A statement of its own: one that took the lock and looked would look with eyes from before the lock.
         cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [LOCK])
         if not cursor.fetchone()[0]:
@@ -506,7 +507,7 @@ def _load(due: list[_Due], this: _Pass) -> _Batch:
             draft = batch.drafts[event.id] = batch.draft(event)
             if group := group_key(draft):
                 groups.add((draft.workspace_id, group))
-    with connection.cursor() as cursor:
+    with planned_once() as cursor:
         cursor.execute(f"SELECT a.incident_id FROM {_OPEN_ALERTS} WHERE a.incident_id IS NOT NULL", arrays)
         ids = {row[0] for row in cursor.fetchall()}
         if groups:
@@ -573,11 +574,11 @@ def _lock(cursor: Any, ids: set[int]) -> tuple[dict[int, _Incident], set[int]]:
     rows = cursor.fetchall()
     if missing := sorted(ids - {row[0] for row in rows}):
         try:
-            with transaction.atomic():
-                cursor.execute(f"SET LOCAL lock_timeout = {LOCK_WAIT_MS}")
-                cursor.execute(f"{columns} FOR NO KEY UPDATE", [missing])
-                rows += cursor.fetchall()
-                cursor.execute("SET LOCAL lock_timeout = DEFAULT")
+            with transaction.atomic(), connection.cursor() as patient:
+                patient.execute(f"SET LOCAL lock_timeout = {LOCK_WAIT_MS}")
+                patient.execute(f"{columns} FOR NO KEY UPDATE", [missing])
+                rows += patient.fetchall()
+                patient.execute("SET LOCAL lock_timeout = DEFAULT")
         except OperationalError as error:
             if not isinstance(error.__cause__, LockNotAvailable):
                 raise
@@ -626,7 +627,7 @@ _IDS = """
     SELECT n.id, n.alert_id, EXISTS (
         SELECT FROM escalation_incident i WHERE i.num = lpad(to_hex(n.id & 16777215), 6, '0') AND i.progress <> 'Closed')
     FROM (SELECT nextval(pg_get_serial_sequence('escalation_incident', 'id')) AS id,
-                 nextval(pg_get_serial_sequence('escalation_alert', 'id')) AS alert_id FROM generate_series(1, %s)) n ORDER BY n.id"""
+                 nextval(pg_get_serial_sequence('escalation_alert', 'id')) AS alert_id FROM generate_series(1, %s::int)) n ORDER BY n.id"""
 _NEW_INCIDENTS = f"""
     INSERT INTO escalation_incident (id, num, workspace_id, title, description, severity, status, progress, labels, impact, root_cause,
         resolution, manual_overrides, group_key, start_time, last_time, end_time, closed_by, auto_resolve_at, assigned_type, alert_count,
@@ -659,7 +660,7 @@ def _write(batch: _Batch) -> None:
     old_alerts = sorted((a for a in batch.alerts.values() if a.id is not None), key=lambda a: a.id or 0)
     new_incidents = [incident for incident in batch.incidents.values() if incident.id is None]
     new_alerts = [alert for alert in batch.alerts.values() if alert.id is None]
-    with connection.cursor() as cursor:
+    with planned_once() as cursor:
         if new_incidents or new_alerts:
             _number(cursor, new_incidents, new_alerts)
         counts = Counter(event.integration_id for event, *_rest in batch.outcomes)

@@ -1,23 +1,14 @@
 """The django-q2 tasks of this house: the residents intake and engine, each one stint long."""
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from channels_app import resident
-from channels_app.outbox.statements import planned_once
 from escalation import engine as engine_
 from escalation import intake as intake_
 
 INTAKE_BATCH = 500
 INTAKE_TIMED = 50  # past so many events a batch may have ended because its time was up
 ENGINE_BUDGET_MS = 50  # of each kind of row; about a hundred rows, and a pass that takes less than that is no longer for it
-
-# The first instant that lies ahead, from the three partial indexes of timers.
-AHEAD = """
-SELECT least(
-    (SELECT min(next_at) FROM escalation_run WHERE ended_at IS NULL AND next_at > %(now)s AND next_at < %(soon)s),
-    (SELECT min(wake_at) FROM escalation_incident WHERE wake_at > %(now)s AND wake_at < %(soon)s),
-    (SELECT min(auto_resolve_at) FROM escalation_incident WHERE auto_resolve_at > %(now)s AND auto_resolve_at < %(soon)s))
-"""
 
 
 def intake() -> None:
@@ -35,9 +26,7 @@ def _intake(now: datetime) -> float | None:
 
 
 def _engine(now: datetime) -> float | None:
-    if engine_.run_once(now, budget_ms=ENGINE_BUDGET_MS):
+    done, ahead = engine_.one_pass(now, budget_ms=ENGINE_BUDGET_MS)
+    if done:
         return 0
-    with planned_once() as cursor:
-        cursor.execute(AHEAD, {"now": now, "soon": now + timedelta(seconds=resident.LONGEST_SLEEP)})
-        ahead = cursor.fetchone()[0]
     return None if ahead is None else (ahead - now).total_seconds()
