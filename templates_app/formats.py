@@ -2,8 +2,8 @@
 
 A transport names its format. Values in a template are plain words and come out as plain words in every format, whatever they hold:
 a title `<at id=all>` must not wake a whole group, and `*_[x](y)` must not turn into markup. Where the provider documents an
-escape it is used (Feishu: HTML entities; Slack: three entities; Telegram and e-mail: HTML; Discord and Teams: backslash). DingTalk,
-WeCom and Zoom document none, and Slack none for emphasis: there the few characters that would start markup are replaced by
+escape it is used (Feishu: HTML entities; Slack: three entities; Telegram and e-mail: HTML; Discord, Teams and Mattermost: backslash).
+DingTalk, WeCom, Google Chat and Zoom document none, and Slack none for emphasis: there the few characters that would start markup are replaced by
 characters that look the same. Formats are open: `register` adds one.
 """
 
@@ -117,6 +117,8 @@ def _feishu(text: str) -> str:
     return _unmarked(_plain(text)).translate(_LARK)
 
 
+_NUMBERED: Final = re.compile(r" ?(\d{1,9}[.)]|=)")
+
 _EDGE_UNDERSCORE: Final = re.compile(r"_(?:(?<![^\W_]_)|(?![^\W_]))")
 _ALIKE: Final = str.maketrans({"*": "∗", "`": "'", "~": "∼"})
 
@@ -149,6 +151,23 @@ _BACKSLASHED: Final = {ord(char): f"\\{char}" for char in "\\`*_{}[]()<>#+!|~-"}
 
 def _backslash(text: str) -> str:
     return _MENTION.sub("@\u2060", _plain(text).translate(_BACKSLASHED))
+
+
+# The server splits words at anything but letters, digits and `.-_:@`, and forgets leading `.-_:`; `_@all` is a mention, `li@all` is none.
+_AT: Final = re.compile(r"(?<![^\W_])@(?=\w)")
+_INDENT: Final = re.compile(r"[ \t]{2,}")
+_NOT_SLACKS: Final = {**_BACKSLASHED, ord("<"): "‹", ord(">"): "›", ord("&"): "\\&"}
+
+
+def _mattermost(text: str) -> str:
+    # Angle brackets are looked at before Markdown is (Slack's <!channel> and <address|words> are translated), so no backslash helps there.
+    lines = _plain(text).split("\n")
+    for number, line in enumerate(lines):
+        if (indent := _INDENT.match(line)) is not None:
+            lines[number] = line = f"\u200b{line[indent.end() :]}"  # four spaces would make code, in which backslashes are seen
+        if _NUMBERED.match(line):
+            lines[number] = f"\u200b{line}"
+    return _AT.sub("@\u2060", "\n".join(lines).translate(_NOT_SLACKS))
 
 
 _UNSPOKEN: Final = re.compile(r"[<>*_#\[\]{}|\\~^=`\"&/@()]+")
@@ -219,6 +238,14 @@ for _format in (
     ),
     Format("teams", "markdown", _backslash, bold=lambda words: f"**{words}**", link=_markdown_link, newline="\n\n"),
     Format("discord", "markdown", _backslash, bold=lambda words: f"**{words}**", link=_markdown_link),
+    Format("mattermost", "markdown", _mattermost, bold=lambda words: f"**{words}**", link=_markdown_link),
+    Format(
+        "google_chat",
+        "markdown",
+        _neutral,
+        bold=lambda words: f"*{words}*",
+        link=lambda words, url: f"<{url}|{words.replace('|', '¦')}>",
+    ),
     Format("zoom", "markdown", _neutral, bold=lambda words: f"*{words}*", link=_markdown_link),
     Format("voice", "voice", _voice, link=lambda words, url: words),
     Format("json", "json", _json),
