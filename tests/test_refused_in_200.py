@@ -1,0 +1,172 @@
+"""HTTP 200 but no: every refusal that a provider hides in a success, of all kinds in one table, and what must become of the message.
+
+Whoever takes one of these for a success loses pages without a trace, as most tools in this field do. To add a kind, add its rows to ROWS:
+(kind, what the provider answers with its 200, what must follow, words that the sentence for the operator must have). What may follow:
+
+    RETRY       it goes again after a while, by itself
+    wait(n)     it goes again in n seconds and not before
+    SPLIT       it goes again at once, shorter; when that is refused too it has failed for good
+    ADVICE      it has failed for good, and an operator must do what the sentence says
+    STOP        it has failed for good: this message, or this address, will never be taken
+
+The answer may be a dict (JSON), bytes, or a whole Reply. A kind whose test module says that its provider refuses in a 200 (REFUSED_IN_200, see
+tests/test_transport_contract.py) and that has no row here fails the last test."""
+
+import importlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from channels_app.http import DeliveryError, Http
+from channels_app.transport import get, transports
+from tests.fakes.dingtalk import SECURITY
+from tests.fakes.message import page
+from tests.fakes.server import Reply, Server
+
+
+@dataclass(frozen=True)
+class Then:
+    """What must follow a refusal."""
+
+    permanent: bool
+    config: bool = False
+    seconds: float | None = None
+    again: bool = False  # at once, shorter
+
+    def __str__(self) -> str:
+        return next((name for name, value in NAMES.items() if value == self), f"wait {self.seconds:g} s" if self.seconds else "?")
+
+
+RETRY = Then(permanent=False)
+SPLIT = Then(permanent=True, again=True)
+ADVICE = Then(permanent=True, config=True)
+STOP = Then(permanent=True)
+NAMES = {"retry": RETRY, "split": SPLIT, "advice": ADVICE, "stop": STOP}
+
+
+def wait(seconds: float) -> Then:
+    return Then(permanent=False, seconds=seconds)
+
+
+def dingtalk(code: int, said: str = "whatever it says") -> dict[str, Any]:
+    return {"errcode": code, "errmsg": said}
+
+
+def wecom(code: int, said: str = "whatever it says") -> dict[str, Any]:
+    return {"errcode": code, "errmsg": f"{said}, hint: [1647424338252370220001484], from ip: 203.0.113.7"}
+
+
+def feishu(code: int, said: str = "whatever it says") -> dict[str, Any]:
+    return {"code": code, "data": {}, "msg": said}
+
+
+ROWS: list[tuple[str, Any, Then, str]] = [
+    # DingTalk group bot. The second wording of each cause of 310000 is today's.
+    *[("dingtalk", dingtalk(310000, said), ADVICE, "keyword in the channel's settings") for said in SECURITY["keyword"]],
+    *[("dingtalk", dingtalk(310000, said), ADVICE, "clock") for said in SECURITY["timestamp"]],
+    *[("dingtalk", dingtalk(310000, said), ADVICE, "sign secret") for said in SECURITY["sign"]],
+    *[("dingtalk", dingtalk(310000, said), ADVICE, "calls from 203.0.113.7") for said in SECURITY["ip"]],
+    ("dingtalk", dingtalk(310000, "something new"), ADVICE, "compare keyword, sign secret and IP list"),
+    ("dingtalk", {"errcode": "310000", "errmsg": "keywords not in content"}, ADVICE, "keyword"),
+    ("dingtalk", dingtalk(130101, "send too fast, exceed 20 times per minute"), wait(600), "ten minutes"),
+    ("dingtalk", {"status": 1111, "wait": 5, "source": "x5", "punish": "deny", "uuid": "24ce64f68ff5dc05"}, wait(600), "ten minutes"),
+    ("dingtalk", dingtalk(410100), wait(60), "slows this bot down"),
+    ("dingtalk", dingtalk(660026, "sending too many messages per minute"), wait(60), "too many messages"),
+    ("dingtalk", dingtalk(90030, "webhook over limit"), wait(3600), "allowance"),
+    ("dingtalk", dingtalk(-1), RETRY, "busy"),
+    ("dingtalk", dingtalk(460101, "message too long, exceed 20000 bytes"), SPLIT, "20,000 bytes"),
+    ("dingtalk", dingtalk(400101), ADVICE, "paste the new webhook address"),
+    ("dingtalk", dingtalk(300001, "token is not exist"), ADVICE, "paste the new webhook address"),
+    ("dingtalk", dingtalk(300005, "token is not exist"), ADVICE, "paste the new webhook address"),
+    ("dingtalk", dingtalk(40035, "缺少参数 access_token"), ADVICE, "access_token"),
+    ("dingtalk", dingtalk(43002), ADVICE, "POST"),
+    ("dingtalk", dingtalk(400102), ADVICE, "switch it on"),
+    ("dingtalk", dingtalk(400106), ADVICE, "add it again"),
+    ("dingtalk", dingtalk(400013), ADVICE, "another group"),
+    ("dingtalk", dingtalk(400105), STOP, "kind of message"),
+    ("dingtalk", dingtalk(430101), STOP, "link"),
+    ("dingtalk", dingtalk(430102), STOP, "text"),
+    ("dingtalk", dingtalk(430103), STOP, "picture"),
+    ("dingtalk", dingtalk(430104), STOP, "unsafe"),
+    ("dingtalk", dingtalk(987654, "a code of tomorrow"), RETRY, "a code of tomorrow"),
+    # Feishu and Lark group bot. Older installations answer with StatusCode alone.
+    ("feishu", feishu(11232, "frequency limited psm[lark.oapi.app_platform_runtime]appID[1500]"), wait(60), "too many messages"),
+    ("feishu", feishu(9499, "Bad Request"), SPLIT, "larger than 20 KB"),
+    ("feishu", feishu(19001, "param invalid: incoming webhook access token invalid"), ADVICE, "paste the new address"),
+    ("feishu", feishu(19021, "sign match fail or timestamp is not within one hour from current time"), ADVICE, "clock"),
+    ("feishu", feishu(19022, "Ip Not Allowed"), ADVICE, "IP list"),
+    ("feishu", feishu(19024, "Key Words Not Found"), ADVICE, "keyword"),
+    ("feishu", {"StatusCode": 19024, "StatusMessage": "Key Words Not Found"}, ADVICE, "keyword"),
+    ("feishu", feishu(987654, "a code of tomorrow"), RETRY, "a code of tomorrow"),
+    # WeCom group bot. Three codes may mean that it is too long.
+    ("wecom", wecom(45009, "api freq out of limit"), wait(60), "20 messages in a minute"),
+    ("wecom", wecom(45033), wait(5), "same moment"),
+    ("wecom", wecom(-1, "system busy"), RETRY, "busy"),
+    ("wecom", wecom(6000), RETRY, "busy"),
+    ("wecom", wecom(93000, "invalid webhook url"), ADVICE, "paste the new address"),
+    ("wecom", wecom(93000, "Invalid input : content exceed max length. invalid Request Parameter"), SPLIT, "4,096 bytes"),
+    ("wecom", wecom(93004), ADVICE, "switch it on"),
+    ("wecom", wecom(93008), ADVICE, "add it again"),
+    ("wecom", wecom(40008), STOP, "kind of message"),
+    ("wecom", wecom(40058), STOP, "not as WeCom wants it"),
+    ("wecom", wecom(40058, "markdown.content exceed max length 4096. Invalid input invalid Request Parameter"), SPLIT, "4,096 bytes"),
+    ("wecom", wecom(44004, "empty content"), STOP, "template"),
+    ("wecom", wecom(45002), SPLIT, "4,096 bytes"),
+    ("wecom", wecom(40058, "markdown.content is invalid. Warning: wrong json format"), STOP, "not as WeCom wants it"),
+    ("wecom", wecom(987654, "a code of tomorrow"), RETRY, "a code of tomorrow"),
+]
+
+# Where a transport has a table of codes, each of them stands here: kind -> the field of the answer that has the code.
+CODES = {"dingtalk": "errcode", "feishu": "code", "wecom": "errcode"}
+
+
+def test_of(kind: str) -> Any:
+    """What the test module of a kind says of it; None where there is no such module (the contract test says so)."""
+    try:
+        module = importlib.import_module(f"tests.transports.test_transport_{get(kind).__module__.rpartition('.')[2]}")
+    except ModuleNotFoundError:
+        return None
+    return getattr(module, "CONTRACT", {}).get(kind, module)
+
+
+test_of.__test__ = False  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "then", "words"), [pytest.param(*row, id=f"{row[0]}-{number}-{row[2]}") for number, row in enumerate(ROWS)]
+)
+def test_a_refusal_is_never_a_success(kind, answer, then, words):
+    about = test_of(kind)
+    message = page(text="One line of a long message.\n" * 2000 if then.again else page().text)
+    with Server(answer if isinstance(answer, Reply) else Reply(200, answer)) as server:
+        channel = get(kind)(about.stage(server.url), Http(allowed_hosts=[server.host]))
+        with pytest.raises(DeliveryError) as caught:
+            channel.send(message, getattr(about, "ADDRESS", ""))
+    error = caught.value
+    assert words in error.text
+    assert (error.permanent, error.config, error.retry_after, error.left) == (then.permanent, then.config, then.seconds, False)
+    assert (error.blocked or 0) <= (then.seconds or 0), "the whole address rests no longer than the provider says"
+    lengths = [len(seen.body) for seen in server.seen]
+    assert len(lengths) == 1 + then.again or kind not in CODES, "nobody but the outbox tries again"
+    assert not then.again or lengths[-1] < lengths[0]
+
+
+@pytest.mark.parametrize("kind", CODES)
+def test_every_code_that_a_transport_knows_stands_in_the_table(kind):
+    known = set(importlib.import_module(get(kind).__module__).CODES)
+    assert known <= {answer.get(CODES[kind]) for other, answer, _then, _words in ROWS if other == kind}
+
+
+def test_every_kind_that_refuses_in_a_200_stands_in_the_table():
+    rows = {kind for kind, _answer, _then, _words in ROWS}
+    refuses = {kind for kind in transports() if getattr(test_of(kind), "REFUSED_IN_200", None) is not None}
+    assert refuses <= rows, "add the refusals of these kinds, each with what must follow it"
+    assert rows <= set(transports())
+
+
+def test_the_rows_are_told_apart():
+    """A row twice is one that somebody meant to change."""
+    seen = [(kind, repr(answer) if isinstance(answer, Reply) else json.dumps(answer, default=str)) for kind, answer, _then, _words in ROWS]
+    assert len(seen) == len(set(seen))
