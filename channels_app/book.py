@@ -42,9 +42,12 @@ class Open:
     style: type[Transport]
     transport: Transport | None
     trouble: str
-    limits: tuple[Limit, ...]
+    limits: tuple[Limit, ...]  # of each address
     fallback_kinds: tuple[str, ...]
     fallback_channel: int | None
+    shared_limits: tuple[Limit, ...] = ()  # of the channel as a whole
+    monthly_quota: int | None = None
+    targets: tuple[str, ...] = ("",)  # the addresses of a group channel
     failures: int = 0
     open_until: datetime | None = None
     last_success_at: datetime | None = None
@@ -72,7 +75,7 @@ class Book:
         for row in _channels():
             seen = (
                 row.kind, row.name, row.status, row.sealed_settings, row.sealed_proxy, row.ca_bundle, row.allowed_hosts, row.limits, row.fallback_kinds,
-                row.fallback_channel_id,
+                row.fallback_channel_id, row.monthly_quota, row.targets,
             )  # fmt: skip
             known = self._known.get(row.id)
             entry = known[1] if known is not None and known[0] == seen else _opened(row)
@@ -132,6 +135,7 @@ def _opened(row: Any, *, to_listen: bool = False) -> Open:
             "name": row.name,
             "why": str(error) if isinstance(error, LookupError) else type(error).__name__,
         }
+    both = limits.own(row.limits, opened.limits_of(opened.settings) if opened is not None else style.limits)
     return Open(
         id=row.id,
         kind=row.kind,
@@ -139,9 +143,12 @@ def _opened(row: Any, *, to_listen: bool = False) -> Open:
         style=style,
         transport=opened,
         trouble=trouble,
-        limits=limits.own(row.limits, style.limits),
+        limits=tuple(limit for limit in both if limit.scope == "address"),
+        shared_limits=tuple(limit for limit in both if limit.scope == "channel"),
+        monthly_quota=row.monthly_quota,
         fallback_kinds=_texts(row.fallback_kinds, style.fallback_kinds),
         fallback_channel=row.fallback_channel_id,
+        targets=_texts(row.targets, ()) or ("",),
     )
 
 

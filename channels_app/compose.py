@@ -178,12 +178,12 @@ def compose(claimed: Claimed, now: datetime) -> tuple[Message, Rendered]:
 def bundled(everybody: Sequence[Claimed], now: datetime) -> tuple[Rendered, int]:
     """One message for as many of these deliveries (to one address, in this order) as fit its length, and how many these are."""
     first, style = everybody[0], everybody[0].channel.style
-    room = min(style.max_bytes or _ROOM, style.max_chars or _ROOM)
+    room = style.max_bytes or (None if style.max_chars else _ROOM)
     incidents = [one.incident(one.url) for one in everybody]
     if style.format == "webhook":
         return _own_body(first, {"event": BUNDLE, "incidents": incidents, "left": 0}, now), min(len(everybody), 200)
     return render_bundle(
-        incidents, kind=first.channel.kind, fmt=style.format, language=first.language, limit=room,
+        incidents, kind=first.channel.kind, fmt=style.format, language=first.language, limit=room, max_chars=style.max_chars,
         time_zone=first.member.time_zone if first.member else "UTC", default=style.default_texts or None, recipient=first.reader,
         now=now.timestamp(),
     )  # fmt: skip

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, Literal
 
+from django.utils.translation import gettext_noop
+
 from channels_app.http import DeliveryError
 from channels_app.transport import Receipt
 
@@ -26,6 +28,9 @@ POLL_UNTIL: Final = timedelta(minutes=15)
 EARLY: Final = timedelta(minutes=10)  # how long a receipt is kept for a message that we do not know (yet)
 PROBE_SECONDS: Final = 10  # how long a probe has before the next one goes
 
+MONTH_LOOK: Final = timedelta(minutes=5)  # what waits for the next month is looked at again so often: somebody may have raised the quota
+MONTH_USED_UP: Final = gettext_noop("the month's messages of this channel are used up")
+
 Outcome = Literal["sent", "delivered", "failed", "network", "unknown"]
 
 
@@ -37,6 +42,11 @@ def deadline(severity: str) -> timedelta:
 def priority(severity: str, rank: int) -> int:
     """Lower goes first: the most severe, then first pages, escalations, loops and status notices (rank 0 to 3)."""
     return {"Critical": 0, "Warning": 1}.get(severity, 2) * 4 + rank
+
+
+def is_critical(priority: int) -> bool:
+    """Whether a `priority` is that of something critical."""
+    return priority < 4
 
 
 def backoff(tries: int, seed: int) -> timedelta:

@@ -122,14 +122,16 @@ def render_bundle(
     kind: str,
     fmt: str,
     language: str,
-    limit: int,
+    limit: int | None,
+    max_chars: int | None = None,
     rows: Sequence[TemplateRow] = (),
     time_zone: str = "UTC",
     default: Mapping[Any, str] | None = None,
     recipient: Mapping[str, Any] | None = None,
     now: float | None = None,
 ) -> tuple[Rendered, int]:
-    """One message for as many of the incidents (in the order given) as fit `limit` bytes of UTF-8, and how many these are.
+    """One message for as many of the incidents (in the order given) as fit `limit` bytes of UTF-8 and `max_chars` characters, and how many
+    these are.
 
     At least one is taken, whatever its length: the transport shortens. `incidents` must not be empty.
     """
@@ -141,7 +143,8 @@ def render_bundle(
         )
 
     def fits(rendered: Rendered) -> bool:
-        return len((rendered.html or rendered.text).encode()) <= limit
+        text = rendered.html or rendered.text
+        return (limit is None or len(text.encode()) <= limit) and (max_chars is None or len(text) <= max_chars)
 
     # More than this no provider takes in one message, and a render has its bounds.
     low, high = 1, min(len(incidents), 200)

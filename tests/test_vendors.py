@@ -1,7 +1,7 @@
 """Several vendors behind one kind, and people's own accounts: which channel is asked first, which next, and who is told by nothing."""
 
 from collections import Counter
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest

@@ -1,6 +1,7 @@
 """Which messages leave now: most severe first, within what senders, addresses and providers can take; what has to wait falls back."""
 
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +14,11 @@ from channels_app import book, compose, limits, policy
 from channels_app.book import Book, Open
 from channels_app.compose import Claimed, Said
 from channels_app.models import ChannelHealth
+from channels_app.outbox.recording import wipe_secrets
 from channels_app.outbox.statements import dicts, planned_once
 from mapping.crypto import decrypt
+
+log = logging.getLogger(__name__)
 
 MOST_IN_A_BUNDLE: Final = 200
 
@@ -60,6 +64,23 @@ class _Place:
     probe: bool = False
 
 
+@dataclass(slots=True)
+class _Account:
+    """A channel in a claim whose provider limits all of it, or sells it by the month. Its row is locked: all nodes share it."""
+
+    channel: Open
+    log: Mapping[str, Sequence[float]]
+    quota: limits.Quota | None
+    got: int = 0
+
+    def look(self, now: datetime) -> tuple[int, datetime | None]:
+        """How many more may leave by its limits, and when the next may if none does."""
+        return limits.look(self.marks(now), self.channel.shared_limits, now)
+
+    def marks(self, now: datetime) -> limits.Log:
+        return limits.taken(self.log, self.channel.shared_limits, now, self.got)
+
+
 def claim(holder: str, now: datetime, room: Room, notes: Book) -> list[Claimed]:
     """Takes what is due and fits `room`, most severe first, in one short transaction; from then on requests may leave. `notes` is refreshed
     by the caller."""
@@ -79,14 +100,16 @@ def claim(holder: str, now: datetime, room: Room, notes: Book) -> list[Claimed]:
         if not found:
             return []
         places = _plan(found, now, room, notes)
+        accounts = _lock_accounts(cursor, places.values(), now)
         rows = _take(cursor, [place for place in places.values() if place.want and not place.bundles], holder, now)
         for place in places.values():
             if place.want and place.bundles:
-                rows += _take_limited(cursor, place, holder, now, notes)
+                rows += _take_limited(cursor, place, accounts.get(place.channel.id) if place.channel else None, holder, now, notes)
         for row in rows:
             if row["bundled_by"] is None:
                 places[row["address"]].got += 1
         _leave(cursor, places.values(), now)
+        _count(cursor, accounts.values(), now)
         _probe(cursor, places.values(), now)
         said = _said(cursor, {row["notification"] for row in rows}, notes)
     # Whatever takes longer than a statement happens after the commit.
@@ -121,10 +144,66 @@ def _plan(found: Sequence[tuple[Any, ...]], now: datetime, room: Room, notes: Bo
         if place.wait is not None:
             continue
         place.want = max(0, min(share, left, channel.concurrency - room.by_address.get(pk, 0), place.free))
-        place.bundles = bool(channel.limits) and channel.transport is not None
+        place.bundles = channel.transport is not None and bool(channel.limits or _is_shared(channel))
         left -= place.want
         by_channel[channel_id] = share - place.want
     return places
+
+
+def _is_shared(channel: Open) -> bool:
+    return channel.transport is not None and (bool(channel.shared_limits) or channel.monthly_quota is not None)
+
+
+def _lock_accounts(cursor: Any, places: Iterable[_Place], now: datetime) -> dict[int, _Account]:
+    """The channels among these that are limited as a whole. A claim without any asks nothing.
+
+    Whoever records holds deliveries while it waits for such a row; we hold it and never wait for a delivery, so nobody waits in a circle.
+    """
+    channels = {
+        place.channel.id: place.channel for place in places if place.want and place.channel is not None and _is_shared(place.channel)
+    }
+    if not channels:
+        return {}
+    query = """SELECT channel_id, buckets, month, month_count FROM channels_app_channelhealth
+               WHERE channel_id = ANY(%s) ORDER BY channel_id FOR NO KEY UPDATE"""
+    cursor.execute(query, [list(channels)])
+    found = cursor.fetchall()
+    if len(found) < len(channels):
+        cursor.execute(
+            """INSERT INTO channels_app_channelhealth (channel_id, failures, is_network, last_error)
+               SELECT id, 0, false, '' FROM channels_app_channel WHERE id = ANY(%s) ORDER BY id ON CONFLICT DO NOTHING""",
+            [list(channels)],
+        )
+        cursor.execute(query, [list(channels)])
+        found = cursor.fetchall()
+    return {
+        pk: _Account(
+            channels[pk], json.loads(buckets) if isinstance(buckets, str) else buckets,
+            limits.quota(channels[pk].monthly_quota, month, count, now),
+        )
+        for pk, buckets, month, count in found
+    }  # fmt: skip
+
+
+def _count(cursor: Any, accounts: Iterable[_Account], now: datetime) -> None:
+    """What left by channels that are limited as a whole; a request counts when it is claimed, whatever becomes of it."""
+    for account in accounts:
+        if not account.got:
+            continue
+        cursor.execute(
+            """UPDATE channels_app_channelhealth SET buckets = %(buckets)s::jsonb, month = %(month)s,
+                 month_count = CASE WHEN month = %(month)s THEN month_count ELSE 0 END + %(got)s WHERE channel_id = %(channel)s""",
+            {
+                "buckets": json.dumps(account.marks(now)), "month": limits.month_of(now), "got": account.got, "channel": account.channel.id,
+            },
+        )  # fmt: skip
+        before = account.quota
+        after = before and limits.quota(before.most, limits.month_of(now), before.used + account.got, now)
+        if before is not None and after is not None and after.level != before.level:
+            log.warning(
+                "channel %s has used %d of the %d messages of its month (forecast: %d)",
+                account.channel.id, after.used, after.most, after.forecast,
+            )  # fmt: skip
 
 
 _COLUMNS: Final = """d.id, d.uid, d.notification_id AS notification, d.address_id AS address, d.channel_id AS channel, d.member_id AS member,
@@ -163,12 +242,18 @@ def _lease(holder: str, now: datetime) -> dict[str, Any]:
     return {"holder": holder, "lease": now + policy.LEASE, "now": now, "budget": policy.BUDGET}
 
 
-def _take_limited(cursor: Any, place: _Place, holder: str, now: datetime, notes: Book) -> list[dict[str, Any]]:
+def _take_limited(cursor: Any, place: _Place, account: _Account | None, holder: str, now: datetime, notes: Book) -> list[dict[str, Any]]:
     """An address whose provider limits it: single messages while they last; when more pages wait than may leave, one of them carries the others.
 
     It takes what fits the length of a message. Status notices are never mixed in. What was acknowledged meanwhile is not queued any more.
     """
     assert place.channel is not None
+    if account is not None:
+        free, wait = account.look(now)
+        place.want, place.free = min(place.want, free), min(place.free, free)
+        if not free:
+            place.wait = wait
+            return []
     cursor.execute(
         f"""SELECT {_COLUMNS}, d.priority FROM channels_app_delivery d
             WHERE d.address_id = %(id)s AND d.state = 'queued' AND d.not_before <= %(now)s
@@ -177,6 +262,8 @@ def _take_limited(cursor: Any, place: _Place, holder: str, now: datetime, notes:
         {"id": place.id, "now": now, "most": MOST_IN_A_BUNDLE, "single": place.channel.concurrency == 1},
     )
     rows = dicts(cursor)
+    if account is not None and rows:
+        rows = _within_month(cursor, place, rows, account, now)
     pages = [row for row in rows if row["is_page"]]
     chosen: list[dict[str, Any]] = rows[: place.want]
     inside: list[dict[str, Any]] = []
@@ -199,7 +286,46 @@ def _take_limited(cursor: Any, place: _Place, holder: str, now: datetime, notes:
         },
     )
     place.want = len(chosen)
+    if account is not None:
+        account.got += len(chosen)
     return sorted(dicts(cursor), key=lambda row: (row["priority"], row["id"]))
+
+
+def _within_month(cursor: Any, place: _Place, rows: list[dict[str, Any]], account: _Account, now: datetime) -> list[dict[str, Any]]:
+    """Those of the waiting messages for which the month has room, the most severe first; the others are told to wait.
+
+    They wait no longer than until we look again, since a quota may be raised, and take their fallback now. What is too old by then fails.
+    """
+    quota = account.quota
+    if quota is None:
+        return rows
+    everything, rest = (max(0, quota.left(reserve=mine) - account.got) for mine in (True, False))
+    critical = [row for row in rows if policy.is_critical(row["priority"])]
+    others = [row for row in rows if not policy.is_critical(row["priority"])]
+    over = rows if not everything else others if not rest else []
+    if over:
+        cursor.execute(
+            """UPDATE channels_app_delivery d SET
+                 state = CASE WHEN d.give_up_at <= %(now)s THEN 'failed' ELSE 'queued' END,
+                 ended_at = CASE WHEN d.give_up_at <= %(now)s THEN %(now)s END,
+                 reason = %(reason)s, not_before = LEAST(%(again)s, GREATEST(d.give_up_at, %(now)s)),
+                 fallback_at = CASE WHEN d.deadline_at <= %(month)s THEN LEAST(d.fallback_at, %(now)s) ELSE d.fallback_at END
+               WHERE d.id = ANY(%(ids)s) RETURNING d.state, d.notification_id""",
+            {
+                "ids": [row["id"] for row in over], "now": now, "month": limits.next_month(now), "reason": policy.MONTH_USED_UP,
+                "again": min(limits.next_month(now), now + policy.MONTH_LOOK),
+            },
+        )  # fmt: skip
+        wipe_secrets(cursor, [notification for state, notification in cursor.fetchall() if state == "failed"])
+    if over:
+        good = critical if everything else []
+    else:
+        # Beside what is critical the others keep their share; alone they may be bundled.
+        good = critical + others[: max(0, rest - len(critical))] if critical else others
+    if good:
+        room = everything if policy.is_critical(good[0]["priority"]) else rest
+        place.want, place.free = min(place.want, room), min(place.free, room)
+    return good
 
 
 def _leave(cursor: Any, places: Iterable[_Place], now: datetime) -> None:

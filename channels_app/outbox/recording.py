@@ -43,7 +43,7 @@ def record(holder: str, results: Sequence[Result], now: datetime) -> int:
         if again:
             _come_back(cursor, written, results, now)
         _note_health(cursor, results, verdicts, now)
-        _wipe_secrets(cursor, [one.said.id for one, _result, _verdict in verdicts if one.said.has_secret])
+        wipe_secrets(cursor, [one.said.id for one, _result, _verdict in verdicts if one.said.has_secret])
         evidence = {row["notification"] for row in written if row["is_page"] and row["evidence"]}
         exhaust(cursor, evidence, now)
         for template, error in {result.failed_template for result in results if result.failed_template is not None}:
@@ -204,7 +204,7 @@ def _note_health(cursor: Any, results: Sequence[Result], verdicts: Sequence[tupl
             opened.last_success_at = now
 
 
-def _wipe_secrets(cursor: Any, ids: Sequence[int]) -> None:
+def wipe_secrets(cursor: Any, ids: Sequence[int]) -> None:
     """A code's Context is gone as soon as nothing can send it any more."""
     if ids:
         cursor.execute(
@@ -230,8 +230,9 @@ def exhaust(cursor: Any, ids: Iterable[int], now: datetime) -> None:
            LEFT JOIN channels_app_channelhealth h ON h.channel_id = d.channel_id
            WHERE n.id = ANY(%s) AND n.is_page AND n.exhausted_at IS NULL GROUP BY n.id
            HAVING bool_and(d.fallback_at IS NULL AND NOT d.withdrawn
-             AND (d.state IN ('failed', 'unknown') OR (d.state = 'queued' AND (d.tries >= %s OR COALESCE(h.failures, 0) >= %s))))""",
-        [wanted, policy.TRIES, policy.BREAKER_FAILURES],
+             AND (d.state IN ('failed', 'unknown')
+                  OR (d.state = 'queued' AND (d.tries >= %s OR COALESCE(h.failures, 0) >= %s OR d.reason = %s))))""",
+        [wanted, policy.TRIES, policy.BREAKER_FAILURES, policy.MONTH_USED_UP],
     )
     found = cursor.fetchall()
     held = [pk for pk, network in found if network] if any(network for _pk, network in found) and _our_network(now) else []
