@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
@@ -19,6 +19,7 @@ from django.utils.translation import gettext_noop
 from channels_app import limits, policy, transport
 from channels_app.models import Account, Channel, ChannelHealth, Preference
 from mapping.models import ContactPoint, Device, Member, Team
+from mapping.quiet import Quiet
 
 # Without a preference: by families of kinds. Critical rings wherever it can.
 DEFAULTS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -27,15 +28,22 @@ DEFAULTS: Final[Mapping[str, tuple[str, ...]]] = {
     "Info": ("email",),
 }
 
+# What wakes nobody: it is not held back in quiet hours.
+SILENT: Final = frozenset({"email"})
+# Stored as the reason why something waits.
+QUIET: Final = gettext_noop("quiet hours until %(name)s")
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One way to a person: `target` is the address at the channel, `delay` in seconds, `kind` the channel's."""
+    """One way to a person: `target` is the address at the channel, `delay` in seconds, `kind` the channel's, `reason` why it waits longer than
+    the person asked for (English, for gettext)."""
 
     channel_id: int
     target: str
     delay: float
     kind: str
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +84,16 @@ class _House:
 def reach(
     member_ids: Iterable[int], severity: str, now: datetime, *, kinds: Sequence[str] | None = None
 ) -> dict[int, list[Target | Missing]]:
-    """For each member the ways to reach them now, in order: by `kinds` (or families), or (None) by their own preference for the severity.
+    """For each member the ways to reach them now, in order: by `kinds` (or families), or (None) by their own preference for the severity
+    and with their quiet hours.
 
     Every wish ends in a Target or in a Missing that says why; a member for whom nothing at all can be said has one Missing.
     """
     ids = sorted(set(member_ids))
     if not ids:
         return {}
-    active = set(Member.objects.filter(id__in=ids, is_active=True).values_list("id", flat=True))
+    clocks = ("time_zone", "quiet_start", "quiet_end", "quiet_days", "quiet_breaks")
+    active = {row.id: row.quiet for row in Member.objects.filter(id__in=ids, is_active=True).only("id", *clocks)}
     fields = ("id", "kind", "name", "status", "position", "team_id", "regions", "weight", "owner_id", "monthly_quota")
     house = _House({row.id: row for row in Channel.objects.only(*fields)}, set(), now)
     usable = [row for row in house.channels.values() if row.status == "enabled" and is_for_people(row.kind)]
@@ -112,8 +122,25 @@ def reach(
         if by_default:
             # Nobody asked for these: the ones that are not there are worth a word only when none is.
             found = [item for item in found if isinstance(item, Target)] or found
+        if kinds is None and (quiet := active[member]) is not None:
+            found = [_hushed(item, quiet, severity, now) if isinstance(item, Target) else item for item in found]
         result[member] = _once(found) or [Missing("", gettext_noop("No channel is set up that reaches a person for this severity."))]
     return result
+
+
+def is_silent(kind: str) -> bool:
+    """Whether a message of this kind of channel wakes nobody."""
+    return _family(kind) in SILENT
+
+
+def _hushed(item: Target, quiet: Quiet, severity: str, now: datetime) -> Target:
+    wait = 0.0 if is_silent(item.kind) else (quiet.earliest(severity, now, item.delay) - now).total_seconds()
+    return replace(item, delay=wait, reason=quiet_words(quiet)) if wait > item.delay else item
+
+
+def quiet_words(quiet: Quiet) -> str:
+    """Why something waits for the end of these quiet hours, as it is stored."""
+    return QUIET % {"name": f"{quiet.end:%H:%M} ({quiet.zone.key})"}
 
 
 def vendors(

@@ -5,7 +5,7 @@ cannot differ from what the engine will do. `manage.py explain` prints it, the i
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_noop, ngettext, pgettext
 
+from channels_app import addresses
 from channels_app.models import Channel, Delivery, Notification
 from escalation import match, plan, rules, targets
 from escalation.ids import hex_id
@@ -402,9 +403,8 @@ def _ahead(story: Story, now: datetime) -> None:
         if idx >= max(state.layer, 0):
             told = audience.members or told
     facts = plan.Facts(incident.progress, snoozed, incident.status == "Ok")
-    people = dict(
-        Member.objects.filter(id__in={pk for audience in audiences.values() for pk in audience.members}).values_list("id", "name")
-    )
+    people = {row.pk: row for row in Member.objects.filter(id__in={pk for audience in audiences.values() for pk in audience.members})}
+    loud = _loud(audiences.values()) if any(person.quiet for person in people.values()) else set()
     for planned in plan.future(follows.timing, state, facts, now, unreachable_layers=empty):
         page = planned.page
         if page is None and run is not None and run.kind == Run.Kind.ASSIGN:
@@ -415,16 +415,36 @@ def _ahead(story: Story, now: datetime) -> None:
             story.ahead.append(Next(planned.at, text, planned.layer, planned.what, ""))
             continue
         audience = audiences[page.layer, "escalated" if page.layer else "triggered"]
-        who = tuple(people.get(pk, f"#{pk}") for pk in audience.members)
+        who = tuple(people[pk].name if pk in people else f"#{pk}" for pk in audience.members)
+        named = who
+        if layers[page.layer]["follow_preference"]:
+            named = tuple(
+                _asleep(people.get(pk), name, pk in loud, incident.severity, planned.at)
+                for pk, name in zip(audience.members, who, strict=True)
+            )
         groups = len({to.channel_id for to in audience.to if to.member_id is None})
         text = _("Layer %(idx)d, %(word)s: %(who)s") % {
             "idx": page.layer,
             "word": {"refire": _("again"), "escalated": _("escalated")}.get(page.event, _("first page")),
-            "who": pgettext("between channels", ", ").join((*who, *([_groups(groups)] if groups else []))),
+            "who": pgettext("between channels", ", ").join((*named, *([_groups(groups)] if groups else []))),
         }
         story.ahead.append(Next(planned.at, text, page.layer, "page", page.event, who))
     if not story.ahead and not story.nothing_ahead:
         story.nothing_ahead = _("the escalation is over")
+
+
+def _loud(audiences: Iterable[targets.Audience]) -> set[int]:
+    """Who is told by anything that could wake them."""
+    told = [to for audience in audiences for to in audience.to if to.member_id is not None]
+    kinds = dict(Channel.objects.filter(id__in={to.channel_id for to in told}).values_list("id", "kind"))
+    return {to.member_id for to in told if to.member_id is not None and not addresses.is_silent(kinds.get(to.channel_id, ""))}
+
+
+def _asleep(person: Member | None, name: str, loud: bool, severity: str, at: datetime) -> str:
+    """The person's name, and until when they will not be woken where that is so at the instant of a page."""
+    if person is None or not loud or person.quiet is None or person.quiet.until(severity, at) is None:
+        return name
+    return _("%(who)s (%(why)s)") % {"who": name, "why": in_words(addresses.quiet_words(person.quiet))}
 
 
 def _groups(count: int) -> str:

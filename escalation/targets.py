@@ -83,7 +83,7 @@ def in_words(reason: str) -> str:
     """A stored reason (English, of this module, the engine or the outbox) in the language that is active; what a provider said stays as it is."""
 
     def one(part: str) -> str:
-        for pattern in (NOT_ENABLED, CANCELLED_BY):
+        for pattern in (NOT_ENABLED, CANCELLED_BY, addresses.QUIET):
             before, after = pattern.split("%(name)s")
             if part.startswith(before) and part.endswith(after):
                 return _(pattern) % {"name": part.removeprefix(before).removesuffix(after)}
@@ -119,7 +119,9 @@ def resolve(layer: Mapping[str, Any], *, severity: str, event: str, told: Sequen
                 if isinstance(item, addresses.Missing):
                     missing.append(Missing(item.reason, member, item.kind))
                 else:
-                    to.append(outbox.To(channel_id=item.channel_id, target=item.target, member_id=member, delay=item.delay))
+                    to.append(
+                        outbox.To(channel_id=item.channel_id, target=item.target, member_id=member, delay=item.delay, reason=item.reason)
+                    )
     elif layer["members"] or layer["teams"]:
         missing.append(Missing(gettext_noop("none of the people it names is active")))
     elif layer["supervisors"]:

@@ -23,6 +23,7 @@ class To:
     member_id: int | None = None
     delay: float = 0
     mentions: tuple[str, ...] = ()
+    reason: str = ""  # why it waits, where that is not its own delay
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +62,7 @@ class Row:
     give_up_at: datetime
     fallback_of: int | None = None
     address: int = 0
+    reason: str = ""
 
 
 def post(notices: Sequence[Notice], now: datetime) -> list[int]:
@@ -106,7 +108,7 @@ def post(notices: Sequence[Notice], now: datetime) -> list[int]:
                     Row(
                         pk, notice.topic, to.channel_id, to.target, to.member_id, policy.priority(notice.severity, notice.rank),
                         notice.is_page, notice.survives_ack, to.mentions, at, at + policy.deadline(notice.severity),
-                        at + (policy.GIVE_UP if notice.is_page else policy.GIVE_UP_NOTICE),
+                        at + (policy.GIVE_UP if notice.is_page else policy.GIVE_UP_NOTICE), reason=to.reason,
                     )
                 )  # fmt: skip
         if rows:
@@ -163,18 +165,18 @@ def insert(rows: Sequence[Row], now: datetime) -> None:
             """INSERT INTO channels_app_delivery (uid, notification_id, topic, channel_id, address_id, member_id, state, reason, priority,
                    is_page, survives_ack, withdrawn, mentions, created_at, not_before, deadline_at, give_up_at, fallback_at, fallback_of_id,
                    attempts, tries, possible_repeat, holder, message_id, subject, text, log)
-               SELECT gen_random_uuid(), notification, topic, channel, address, member, 'queued', '', priority, is_page, survives_ack, false,
+               SELECT gen_random_uuid(), notification, topic, channel, address, member, 'queued', reason, priority, is_page, survives_ack, false,
                    mentions::jsonb, %s, not_before, deadline, give_up, CASE WHEN is_page THEN deadline END, fallback_of,
                    0, 0, false, '', '', '', '', '[]'
                FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::smallint[], %s::bool[], %s::bool[],
-                   %s::text[], %s::timestamptz[], %s::timestamptz[], %s::timestamptz[], %s::bigint[])
+                   %s::text[], %s::timestamptz[], %s::timestamptz[], %s::timestamptz[], %s::bigint[], %s::text[])
                  AS w(notification, topic, channel, address, member, priority, is_page, survives_ack, mentions, not_before, deadline, give_up,
-                   fallback_of)""",
+                   fallback_of, reason)""",
             [
                 now, [r.notification for r in rows], [r.topic for r in rows], [r.channel for r in rows], [r.address for r in rows],
                 [r.member for r in rows], [r.priority for r in rows], [r.is_page for r in rows], [r.survives_ack for r in rows],
                 [json.dumps(r.mentions) for r in rows], [r.not_before for r in rows], [r.deadline_at for r in rows],
-                [r.give_up_at for r in rows], [r.fallback_of for r in rows],
+                [r.give_up_at for r in rows], [r.fallback_of for r in rows], [r.reason for r in rows],
             ],
         )  # fmt: skip
 
