@@ -246,7 +246,7 @@ for _format in (
         bold=lambda words: f"*{words}*",
         link=lambda words, url: f"<{url}|{words.replace('|', '¦')}>",
     ),
-    Format("zoom", "markdown", _neutral, bold=lambda words: f"*{words}*", link=_markdown_link),
+    Format("zoom", "markdown", _neutral, bold=lambda words: f"*{words}*", link=lambda words, url: f"<{url}|{words}>"),
     Format("voice", "voice", _voice, link=lambda words, url: words),
     Format("json", "json", _json),
     Format("webhook", "json", _json),
