@@ -329,7 +329,7 @@ def carrier(code: str, said: str) -> str:
     """Why an SMS did not arrive, from the carrier's `code` and the words that came with it: a reason somebody can act on."""
     known = _CARRIERS.get(code.strip().upper())
     why = str(known) if known else clean(said, "sms")[:100] or _("the carrier gave no reason")
-    return f"{why} ({code[:40]})" if code else why
+    return f"{why} ({code[:40]})" if code and code not in why else why
 
 
 def _words(message: Message) -> Mapping[str, str]:
