@@ -1,9 +1,10 @@
-"""What must not stand in a log: Django writes the path of a request that failed, and the path of a person's link lets its reader act as them."""
+"""What must not stand in a log: Django writes the path of a request that failed, the path of a person's link lets its reader act as them,
+and that of a provider's callback lets its reader speak for a provider that signs nothing."""
 
 import logging
 import re
 
-_LINK = re.compile(r"(/i/)[^\s/?\"'<>]*\.[^\s/?\"'<>]*")
+_LINK = re.compile(r"(/i/)[^\s/?\"'<>]*\.[^\s/?\"'<>]*|(/callback/)[^\s/?\"'<>]+")
 
 
 class WithoutLinks(logging.Filter):
@@ -17,4 +18,4 @@ class WithoutLinks(logging.Filter):
 
 
 def _without(value: object) -> object:
-    return _LINK.sub(r"\1…", value) if isinstance(value, str) and "/i/" in value else value
+    return _LINK.sub(r"\1\2…", value) if isinstance(value, str) and ("/i/" in value or "/callback/" in value) else value

@@ -6,7 +6,7 @@ from drf_spectacular.views import SpectacularAPIView
 
 from flashduty import health
 from flashduty.api import incidents, ingest
-from flashduty.web import login, me, pages, sandbox
+from flashduty.web import callbacks, login, me, pages, sandbox
 
 admin.autodiscover()
 admin.site.login_form = login.SignInForm
@@ -20,6 +20,7 @@ urlpatterns = [
     path("sandbox/messages", sandbox.messages, name="sandbox_messages"),
     path("sandbox/press", sandbox.press, name="sandbox_press"),
     path("sandbox/alert", sandbox.alert, name="sandbox_alert"),
+    re_path(r"^callback/(?P<key>[0-9A-Za-z_-]{8,64})(?:/[\s\S]*)?$", callbacks.callback, name="callback"),
     path("admin/", admin.site.urls),
     *health.urls,
     path("api/schema/", SpectacularAPIView.as_view(), name="schema"),

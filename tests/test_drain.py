@@ -3,14 +3,16 @@
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.db import connection
 
-from channels_app import outbox, resident, tasks, transport
+from channels_app import outbox, policy, resident, tasks, transport
+from channels_app.http import DeliveryError
 from channels_app.models import Channel, Delivery
 from mapping.clock import db_now
 from tests.test_outbox import BUSY, Chat, Provider, Scene, Second
@@ -193,3 +195,61 @@ def test_the_shell_runs_it(scene, settings):
     tasks.drain("drain-0")
     looker.join()
     assert Delivery.objects.get().state == "sent" and Channel.objects.count() == 1
+
+
+class Asked(Provider):
+    """Cannot call us: it is asked, and tells of messages that nobody asked about, too."""
+
+    kind = "asked"
+    family = "voice"
+    questions: list[tuple[str, list[str]]] = []
+    hangs: threading.Event | None = None
+
+    def poll(self, message_ids: Sequence[str]) -> Sequence[transport.Update]:
+        Asked.questions.append((threading.current_thread().name, list(message_ids)))
+        if Asked.hangs is not None:
+            Asked.hangs.wait(8)
+        if "refuse" in self.settings["name"]:
+            raise DeliveryError("ask me later", permanent=False)
+        return [transport.Update("m2", "failed", "the line was busy"), *(transport.Update(one, "delivered") for one in message_ids)]
+
+
+@pytest.fixture
+def asked(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> Scene:
+    monkeypatch.setitem(transport.transports(), "asked", Asked)
+    monkeypatch.setattr(Asked, "questions", [])
+    monkeypatch.setattr(Asked, "hangs", None)
+    monkeypatch.setattr(tasks, "POLLS", 0.02)
+    monkeypatch.setattr(policy, "POLL", timedelta(seconds=0))
+    return scene
+
+
+def test_who_cannot_call_us_is_asked_what_became_of_its_messages(asked):
+    channel, refusing = asked.channel("a", kind="asked"), asked.channel("refuse", kind="asked")
+    asked.plan("a", transport.Receipt("m1"), transport.Receipt("m2"))
+    asked.page(asked.person(channel))
+    asked.page(outbox.To(channel.id, "t2"), topic=2)
+    asked.plan("refuse", transport.Receipt("m3"))
+    asked.page(outbox.To(refusing.id, "t3"), topic=3)
+    running = Running("drain-0")
+    running.until(lambda: set(Delivery.objects.values_list("state", flat=True)) == {"delivered", "failed", "sent"})
+    by = {row.message_id: row for row in Delivery.objects.filter(channel=channel)}
+    assert by["m1"].state == "delivered" and (by["m2"].state, by["m2"].reason) == ("failed", "the line was busy")
+    running.until(lambda: [] in [ids for _thread, ids in Asked.questions])  # without messages, too
+    assert Delivery.objects.get(channel=refusing).state == "sent"
+    assert running.end() < 2
+    assert not {name for name, _ids in Asked.questions} & {threading.current_thread().name}
+
+
+def test_a_provider_that_hangs_when_asked_blocks_neither_pages_nor_other_channels(asked, hang, monkeypatch):
+    monkeypatch.setattr(Asked, "hangs", hang)
+    asked.channel("a", kind="asked")
+    good = asked.channel("b")
+    running = Running("drain-0")
+    running.until(lambda: bool(Asked.questions))
+    asked.page(outbox.To(good.id, "t1"))
+    assert running.until(sent(1)) < 1 and running.longest < 0.2
+    assert len(Asked.questions) == 1, "one question at a time"
+    hang.set()
+    running.until(lambda: len(Asked.questions) > 1)
+    running.end()
