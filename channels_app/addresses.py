@@ -72,6 +72,10 @@ class _Person:
     accounts: Sequence[Account]
 
 
+# Of a channel; its secrets are nobody's business here.
+_FIELDS: Final = ("id", "kind", "name", "status", "position", "team_id", "regions", "weight", "owner_id", "monthly_quota")
+
+
 @dataclass(frozen=True, slots=True)
 class _House:
     """What there is for everybody: all channels, and which of them would only make somebody wait now."""
@@ -94,10 +98,9 @@ def reach(
         return {}
     clocks = ("time_zone", "quiet_start", "quiet_end", "quiet_days", "quiet_breaks")
     active = {row.id: row.quiet for row in Member.objects.filter(id__in=ids, is_active=True).only("id", *clocks)}
-    fields = ("id", "kind", "name", "status", "position", "team_id", "regions", "weight", "owner_id", "monthly_quota")
-    house = _House({row.id: row for row in Channel.objects.only(*fields)}, set(), now)
+    house = _House({row.id: row for row in Channel.objects.only(*_FIELDS)}, set(), now)
     usable = [row for row in house.channels.values() if row.status == "enabled" and is_for_people(row.kind)]
-    if len({_family(row.kind) for row in usable}) < len(usable):  # a choice somewhere
+    if len({family(row.kind) for row in usable}) < len(usable):  # a choice somewhere
         house = _House(house.channels, _resting(usable, severity, now), now)
     teams = _teams(ids) if any(row.team_id is not None for row in usable) else {}
     preferred: dict[int, list[_Wish]] = defaultdict(list)
@@ -130,7 +133,7 @@ def reach(
 
 def is_silent(kind: str) -> bool:
     """Whether a message of this kind of channel wakes nobody."""
-    return _family(kind) in SILENT
+    return family(kind) in SILENT
 
 
 def _hushed(item: Target, quiet: Quiet, severity: str, now: datetime) -> Target:
@@ -162,7 +165,7 @@ def vendors(
     the console) is told what really happens. Channels without a share follow by age.
     """
     known = transport.transports()
-    fitting = [row for row in channels if _may(row, member, teams) and wanted in (row.kind, _family(row.kind)) and is_for_people(row.kind)]
+    fitting = [row for row in channels if _may(row, member, teams) and wanted in (row.kind, family(row.kind)) and is_for_people(row.kind)]
     region = _region(phone) if phone and any(row.regions for row in fitting) else ""
     if phone:
         fitting = [row for row in fitting if not row.regions or known[row.kind].reach != "phone" or region in row.regions]
@@ -173,6 +176,32 @@ def vendors(
             known[row.kind].demo, row.id in resting, not row.regions, row.position, _draw(row, member, minute), row.id,
         ),
     )  # fmt: skip
+
+
+def stand_ins(asked: Collection[tuple[int, int, str, str]], now: datetime) -> dict[tuple[int, int, str, str], list[int]]:
+    """For each (member, channel, target, severity) the ids of the other channels that reach the same phone or mailbox, in the order in which
+    they are tried; none for a channel whose addresses no other one reaches."""
+    if not asked:
+        return {}
+    channels = list(Channel.objects.only(*_FIELDS))
+    by_id = {row.id: row for row in channels}
+    teams = _teams(sorted({member for member, _channel, _target, _severity in asked}))
+    resting: dict[str, set[int]] = {}
+    found = {}
+    for one in asked:
+        member, pk, target, severity = one
+        failed = by_id.get(pk)
+        if failed is None or not has_vendors(failed.kind):
+            continue
+        reach = transport.get(failed.kind).reach
+        others = [row for row in channels if row.id != pk and has_vendors(row.kind) and transport.get(row.kind).reach == reach]
+        if severity not in resting:
+            resting[severity] = _resting(channels, severity, now)
+        found[one] = [row.id for row in vendors(
+            others, family(failed.kind), now, member=member, teams=teams.get(member, ()), phone=target if reach == "phone" else "",
+            resting=resting[severity],
+        )]  # fmt: skip
+    return found
 
 
 def kinds_for_people() -> list[str]:
@@ -192,7 +221,8 @@ def has_vendors(kind: str) -> bool:
     return style is not None and style.reach in ("phone", "email")
 
 
-def _family(kind: str) -> str:
+def family(kind: str) -> str:
+    """What people ask for when they mean this kind: its family, or the kind itself where it has none."""
     style = transport.transports().get(kind)
     return (style.family if style is not None else "") or kind
 
@@ -238,9 +268,9 @@ def _resting(usable: Sequence[Channel], severity: str, now: datetime) -> set[int
 def _default(severity: str, person: _Person, usable: Iterable[Channel]) -> list[_Wish]:
     wanted = DEFAULTS.get(severity, DEFAULTS["Info"])
     mine = [row.kind for row in sorted(usable, key=lambda row: (row.position, row.id)) if _may(row, person.id, person.teams)]
-    there = {name for kind in mine for name in (kind, _family(kind))}
+    there = {name for kind in mine for name in (kind, family(kind))}
     # An installation that has nothing of the sort still tells people by what it has.
-    return [_Wish(name) for name in wanted if name in there] or [_Wish(name) for name in dict.fromkeys(map(_family, mine))]
+    return [_Wish(name) for name in wanted if name in there] or [_Wish(name) for name in dict.fromkeys(map(family, mine))]
 
 
 def _ways(wish: _Wish, person: _Person, house: _House) -> list[Target | Missing]:
@@ -267,7 +297,7 @@ def _ways(wish: _Wish, person: _Person, house: _House) -> list[Target | Missing]
 
     rows = ordered("")
     if not rows:
-        group_only = any(_may(row, person.id, person.teams) and kind in (row.kind, _family(row.kind)) for row in house.channels.values())
+        group_only = any(_may(row, person.id, person.teams) and kind in (row.kind, family(row.kind)) for row in house.channels.values())
         if group_only:
             return [Missing(kind, gettext_noop("Channels of this kind reach groups and not persons."))]
         return [Missing(kind, gettext_noop("There is no enabled channel of this kind."))]

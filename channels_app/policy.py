@@ -15,6 +15,7 @@ from channels_app.transport import Receipt
 DEADLINES: Final = {"Critical": timedelta(seconds=60), "Warning": timedelta(minutes=5), "Info": timedelta(hours=1)}
 BUDGET: Final = timedelta(seconds=10)  # from the first request; then the fallback starts and the original goes on
 TRIES: Final = 3
+HANGS: Final = 2.5  # seconds of one failed attempt that leave no time for another within the budget: http.py waits 3 s for a connection
 GIVE_UP: Final = timedelta(hours=24)
 GIVE_UP_NOTICE: Final = timedelta(hours=1)  # an acknowledged or closed notice is of no use to anybody later
 LEASE: Final = timedelta(seconds=30)  # longer than any request lasts: http.py ends them at 8 s
@@ -75,9 +76,17 @@ class Verdict:
 
 
 def judge(
-    said: Receipt | DeliveryError, *, tries: int, seed: int, is_page: bool, deadline_at: datetime, give_up_at: datetime, now: datetime
+    said: Receipt | DeliveryError,
+    *,
+    tries: int,
+    seed: int,
+    is_page: bool,
+    deadline_at: datetime,
+    give_up_at: datetime,
+    now: datetime,
+    seconds: float = 0,
 ) -> Verdict:
-    """Decides after an attempt that ended at `now`; `tries` includes it."""
+    """Decides after an attempt that took `seconds` and ended at `now`; `tries` includes it."""
     if isinstance(said, Receipt):
         return Verdict(said.state, said.state)
     outcome: Outcome = "unknown" if said.left else "network" if said.is_network else "failed"
@@ -89,5 +98,5 @@ def judge(
     at = now + wait
     if at >= give_up_at:
         return Verdict(outcome, "unknown" if said.left else "failed", reason, fallback=is_page, provider_failed=not asked_to_wait)
-    spent = tries >= TRIES or at >= deadline_at
+    spent = tries >= TRIES or at >= deadline_at or seconds >= HANGS
     return Verdict(outcome, "queued", reason, at, fallback=is_page and spent, provider_failed=not asked_to_wait)

@@ -6,11 +6,16 @@ from typing import Any
 
 import pytest
 
-from channels_app import addresses, transport
+from channels_app import addresses, outbox, policy, transport
 from channels_app.addresses import Missing, Target
-from channels_app.models import Account, Channel, ChannelHealth
+from channels_app.http import DeliveryError
+from channels_app.models import Account, Channel, ChannelHealth, Delivery
+from channels_app.transport import Receipt
 from mapping.models import ContactPoint, Member, Team
 from tests.test_addresses import NOW, style
+from tests.test_outbox import BUSY, GONE, Provider, Scene, scene
+
+__all__ = ["scene"]  # the fixture
 
 CHINA, AMERICA = "+8613800138000", "+14155552671"
 
@@ -146,3 +151,144 @@ def test_a_channel_of_one_person_is_listed_for_them_and_chosen_in_no_rule(lee):
     assert {row.name for row in Channel.objects.visible_to(lee)} == {"own"} and not Channel.objects.visible_to(kim)
     assert Channel.objects.visible_to(root).count() == 2 and not Channel.objects.changeable_by(kim).exists()
     assert shared.owner_id is None
+
+
+# ---- when one fails ------------------------------------------------------------------------------------------------------------------
+
+
+class Voice(Provider):
+    kind = "voice_one"
+    family = "voice"
+    reach = "phone"
+
+
+class OtherVoice(Voice):
+    kind = "voice_two"
+
+
+class Sms(Voice):
+    kind = "sms_one"
+    family = "sms"
+
+
+class OtherSms(Sms):
+    kind = "sms_two"
+
+
+class Mail(Voice):
+    kind = "mail"
+    family = "email"
+    reach = "email"
+
+
+class Bot(Provider):
+    kind = "bot"
+    family = "im"
+    reach = "group"
+    personal = True
+    fallback_kinds = ("sms", "email")
+
+
+@pytest.fixture
+def story(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> Scene:
+    for made in (Voice, OtherVoice, Sms, OtherSms, Mail, Bot):
+        monkeypatch.setitem(transport.transports(), made.kind, made)
+    phone(scene.lee)
+    ContactPoint.objects.create(member=scene.lee, kind="email", value="lee@example.com", verified_at=NOW)
+    return scene
+
+
+def page(scene: Scene, *kinds: str, **fields: Any) -> None:
+    found = addresses.reach([scene.lee.id], "Critical", scene.now, kinds=kinds)[scene.lee.id]
+    scene.page(*(outbox.To(item.channel_id, item.target, scene.lee.id) for item in found if isinstance(item, Target)), **fields)
+
+
+def test_when_a_vendor_fails_the_next_one_of_the_family_is_tried_before_the_fallback_kinds(story):
+    story.channel("one", "voice_one", position=0, fallback_kinds=["sms"])
+    story.channel("two", "voice_two", position=1)
+    story.channel("three", "voice_two", position=2)
+    story.channel("sms", "sms_one")
+    for name in ("one", "two", "three"):
+        story.plan(name, GONE)
+    page(story, "voice")
+    story.run()
+    assert story.names() == ["one", "two", "three", "sms"]
+    assert {address for _n, _m, address in Provider.got} == {CHINA}
+    chain = {row.channel.name: row.fallback_of and row.fallback_of.channel.name for row in Delivery.objects.all()}
+    assert chain == {"one": None, "two": "one", "three": "two", "sms": "three"}
+    story.pass_time(60)
+    assert len(Provider.got) == 4
+
+
+def test_the_next_vendor_calls_within_ten_seconds_of_the_first_failure(story):
+    story.channel("one", "voice_one", position=0)
+    story.channel("two", "voice_two", position=1)
+    story.plan("one", BUSY)
+    at = []
+    story.plan("two", lambda message: at.append(story.now) or Receipt())
+    page(story, "voice")
+    story.pass_time(60)
+    assert len(at) == 1 and at[0] - NOW < timedelta(seconds=10)
+
+
+def test_a_vendor_that_hangs_has_used_up_the_budget_with_one_attempt():
+    said = DeliveryError("no answer came", permanent=False, left=True)
+    until = NOW + timedelta(hours=1)
+    verdict = policy.judge(said, tries=1, seed=1, is_page=True, deadline_at=until, give_up_at=until, now=NOW, seconds=8)
+    assert verdict.fallback and verdict.state == "queued"
+    assert not policy.judge(said, tries=1, seed=1, is_page=True, deadline_at=until, give_up_at=until, now=NOW, seconds=0.2).fallback
+
+
+def test_a_dead_vendor_costs_nothing_any_more_once_its_breaker_is_open(story):
+    story.channel("one", "voice_one", position=0)
+    two = story.channel("two", "voice_two", position=1)
+    story.plan("one", BUSY)
+    for topic in range(1, 7):
+        page(story, "voice", topic=topic)
+    story.run()
+    before = story.names().count("one")
+    story.now += timedelta(seconds=1)
+    page(story, "voice", topic=50)
+    story.run()
+    assert story.names().count("one") == before and story.row(topic=50).channel == two and story.row(topic=50).state == "sent"
+
+
+def test_an_im_message_that_fails_goes_out_by_sms_and_e_mail_at_once(story):
+    bot = story.channel("bot", "bot")
+    story.channel("sms", "sms_one")
+    story.channel("mail", "mail")
+    Account.objects.create(member=story.lee, channel=bot, target="100", verified_at=NOW)
+    story.plan("bot", GONE)
+    page(story, "im")
+    story.run()
+    assert story.names() == ["bot", "sms", "mail"]
+    Channel.objects.filter(id=bot.id).update(fallback_kinds=["email"])  # configurable for each channel
+    page(story, "im", topic=2)
+    story.run()
+    assert story.names()[3:] == ["bot", "mail"]
+    Channel.objects.filter(id=bot.id).update(fallback_kinds=[])
+    page(story, "im", topic=3)
+    story.run()
+    assert story.names()[5:] == ["bot"]
+
+
+def test_who_was_told_by_one_vendor_is_not_told_again_by_another_of_the_family(story):
+    bot = story.channel("bot", "bot", fallback_kinds=["sms"])
+    first = story.channel("sms", "sms_one")
+    story.channel("sms two", "sms_two", position=1)
+    Account.objects.create(member=story.lee, channel=bot, target="100", verified_at=NOW)
+    story.plan("bot", GONE)
+    page(story, "im", "sms")
+    ChannelHealth.objects.create(channel=first, failures=5, open_until=NOW - timedelta(seconds=1))
+    story.run()
+    assert sorted(story.names()) == ["bot", "sms"]
+
+
+def test_all_addresses_of_a_group_fall_back_to_all_of_the_other_once(story):
+    other = story.channel("other", "chat")
+    Channel.objects.filter(id=other.id).update(targets=["x", "y"])
+    bot = story.channel("chat", "chat", fallback_channel=other)
+    story.plan("chat", GONE)
+    story.page(outbox.To(bot.id, "a"), outbox.To(bot.id, "b"))
+    story.run()
+    assert sorted((name, address) for name, _m, address in Provider.got) == [("chat", "a"), ("chat", "b"), ("other", "x"), ("other", "y")]

@@ -19,12 +19,13 @@ def fallbacks(now: datetime, notes: Book, *, limit: int = 200) -> int:
     """Starts the fallbacks that are due: budgets that are spent, deadlines that would pass, evidence that a channel does not reach the
     person. How many were due.
 
-    For a person: the channel's fallback kinds, each channel once per person and notification. For a group: the channel that is named.
+    For a person: the next vendor that reaches the same phone or mailbox; after the last of them the channel's fallback kinds, all at once; each
+    channel once per person and notification. For a group: the channel that is named.
     """
     due = list(
         Delivery.objects.filter(fallback_at__lte=now)
         .order_by("fallback_at")
-        .values("id", "notification_id", "notification__severity", "channel_id", "member_id", "topic", "priority", "survives_ack", "give_up_at")[:limit]
+        .values("id", "notification_id", "notification__severity", "channel_id", "member_id", "address__target", "topic", "priority", "survives_ack", "give_up_at")[:limit]
     )  # fmt: skip
     if not due:
         return 0
@@ -48,35 +49,37 @@ def fallbacks(now: datetime, notes: Book, *, limit: int = 200) -> int:
 
 
 def _replacements(due: Sequence[Mapping[str, Any]], now: datetime, notes: Book) -> list[Row]:
-    tried = {
-        tuple(row)
-        for row in Delivery.objects.filter(notification_id__in={row["notification_id"] for row in due}).values_list(
-            "notification_id", "member_id", "channel_id"
-        )
-    }
-    ways: dict[tuple[str, tuple[str, ...]], dict[int, list[addresses.Target | addresses.Missing]]] = {}
-    people: dict[tuple[str, tuple[str, ...]], set[int]] = defaultdict(set)
-    for row in due:
-        channel = notes.channels.get(row["channel_id"])
-        if channel is not None and row["member_id"] is not None and channel.fallback_kinds:
-            people[row["notification__severity"], channel.fallback_kinds].add(row["member_id"])
-    for (severity, kinds), members in people.items():
-        ways[severity, kinds] = addresses.reach(members, severity, now, kinds=kinds)
+    tried: dict[tuple[int, int | None], list[int]] = defaultdict(list)
+    for notification, member, pk in (
+        Delivery.objects.filter(notification_id__in={row["notification_id"] for row in due})
+        .order_by("id")
+        .values_list("notification_id", "member_id", "channel_id")
+    ):
+        tried[notification, member].append(pk)
+    people = [row for row in due if row["member_id"] is not None and row["channel_id"] in notes.channels]
+    others = addresses.stand_ins({_asked(row) for row in people}, now)
+    kinds: dict[int, tuple[str, ...]] = {}
+    by_kinds: dict[tuple[str, tuple[str, ...]], set[int]] = defaultdict(set)
+    for row in people:
+        kinds[row["id"]] = wanted = _kinds(row["channel_id"], tried[row["notification_id"], row["member_id"]], notes)
+        if wanted:
+            by_kinds[row["notification__severity"], wanted].add(row["member_id"])
+    ways = {(severity, wanted): addresses.reach(members, severity, now, kinds=wanted) for (severity, wanted), members in by_kinds.items()}
     made = []
     for row in due:
-        channel = notes.channels.get(row["channel_id"])
-        if channel is None:
-            continue
         severity, member = row["notification__severity"], row["member_id"]
-        to: list[tuple[int, str]] = []
-        if member is not None and channel.fallback_kinds:
-            found = ways[severity, channel.fallback_kinds].get(member, ())
-            to = [(item.channel_id, item.target) for item in found if isinstance(item, addresses.Target)]
-        elif member is None and channel.fallback_channel is not None:
-            other = notes.channels.get(channel.fallback_channel)
-            to = [(other.id, "")] if other is not None and other.transport is not None else []
-        to = [place for place in to if (row["notification_id"], member, place[0]) not in tried]
-        tried |= {(row["notification_id"], member, place[0]) for place in to}
+        told = tried[row["notification_id"], member]
+        to: list[tuple[int, str]]
+        if member is None:
+            to = _other_group(row["channel_id"], notes)
+        else:
+            to = [(pk, row["address__target"]) for pk in others.get(_asked(row), ()) if pk not in told][:1]
+            if not to:
+                found = ways.get((severity, kinds.get(row["id"], ())), {}).get(member, ())
+                to = [(item.channel_id, item.target) for item in found if isinstance(item, addresses.Target)]
+                to = [place for place in to if not _asked_already(place[0], told, notes)]
+        to = [place for place in to if place[0] not in told]
+        told += [pk for pk, _target in to]
         made += [
             Row(
                 row["notification_id"], row["topic"], place[0], place[1], member, row["priority"], True, row["survives_ack"], (), now,
@@ -85,3 +88,30 @@ def _replacements(due: Sequence[Mapping[str, Any]], now: datetime, notes: Book) 
             for place in to
         ]  # fmt: skip
     return made
+
+
+def _asked(row: Mapping[str, Any]) -> tuple[int, int, str, str]:
+    return row["member_id"], row["channel_id"], row["address__target"], row["notification__severity"]
+
+
+def _kinds(channel: int, told: Sequence[int], notes: Book) -> tuple[str, ...]:
+    """The fallback kinds of a channel, and of those of its family for which it stood in."""
+    family = addresses.family(notes.channels[channel].kind)
+    chain = [channel, *(pk for pk in told if pk in notes.channels and addresses.family(notes.channels[pk].kind) == family)]
+    return tuple(dict.fromkeys(kind for pk in chain for kind in notes.channels[pk].fallback_kinds))
+
+
+def _asked_already(channel: int, told: Sequence[int], notes: Book) -> bool:
+    """Whether another vendor does already what this channel would do: it has vendors of its own to follow it."""
+    kind = notes.channels[channel].kind if channel in notes.channels else ""
+    if not addresses.has_vendors(kind):
+        return False
+    known = [notes.channels[pk].kind for pk in told if pk in notes.channels]
+    return any(addresses.has_vendors(other) and addresses.family(other) == addresses.family(kind) for other in known)
+
+
+def _other_group(channel: int, notes: Book) -> list[tuple[int, str]]:
+    """For a group only the channel that is named takes over, with all its addresses."""
+    failed = notes.channels.get(channel)
+    other = notes.channels.get(failed.fallback_channel) if failed is not None and failed.fallback_channel is not None else None
+    return [(other.id, target) for target in other.targets] if other is not None and other.transport is not None else []

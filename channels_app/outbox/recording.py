@@ -33,6 +33,7 @@ def record(holder: str, results: Sequence[Result], now: datetime) -> int:
         return 0
     verdicts = [(one, result, policy.judge(
         result.said, tries=one.tries, seed=one.id, is_page=one.is_page, deadline_at=one.deadline_at, give_up_at=one.give_up_at, now=now,
+        seconds=result.seconds,
     )) for result in results for one in (result.claimed, *result.claimed.bundle)]  # fmt: skip
     again = {one.address_id for one, _result, verdict in verdicts if verdict.state == "queued"}
     with transaction.atomic(), connection.cursor() as cursor:
