@@ -62,6 +62,20 @@ def feishu(code: int, said: str = "whatever it says") -> dict[str, Any]:
     return {"code": code, "data": {}, "msg": said}
 
 
+def aliyun(code: str, said: str = "whatever it says") -> dict[str, Any]:
+    return {"Code": code, "Message": said, "RequestId": "CC89A90C-978F-46AC-B80D-54738371E7CA"}
+
+
+def tencent(code: str) -> dict[str, Any]:
+    return {"Response": {"Error": {"Code": code, "Message": "whatever it says"}, "RequestId": "ed93f3cb-f35e-473f-b9f3-0d451b8b79c6"}}
+
+
+def tencent_state(code: str) -> dict[str, Any]:
+    """The API took the request, and the one phone in it was refused."""
+    state = {"SerialNo": "", "PhoneNumber": "+8613800000000", "Fee": 0, "SessionContext": "", "Code": code, "Message": "whatever it says"}
+    return {"Response": {"SendStatusSet": [state], "RequestId": "ed93f3cb-f35e-473f-b9f3-0d451b8b79c6"}}
+
+
 ROWS: list[tuple[str, Any, Then, str]] = [
     # DingTalk group bot. The second wording of each cause of 310000 is today's.
     *[("dingtalk", dingtalk(310000, said), ADVICE, "keyword in the channel's settings") for said in SECURITY["keyword"]],
@@ -116,6 +130,50 @@ ROWS: list[tuple[str, Any, Then, str]] = [
     ("wecom", wecom(45002), SPLIT, "4,096 bytes"),
     ("wecom", wecom(40058, "markdown.content is invalid. Warning: wrong json format"), STOP, "not as WeCom wants it"),
     ("wecom", wecom(987654, "a code of tomorrow"), RETRY, "a code of tomorrow"),
+    # Alibaba Cloud: the frequency limit tells in its words which one it is. The tests of the transport go through all of its codes.
+    ("aliyun_sms", aliyun("isv.BUSINESS_LIMIT_CONTROL", "触发分钟级流控Permits:1"), wait(60), "in a minute"),
+    ("aliyun_sms", aliyun("isv.BUSINESS_LIMIT_CONTROL", "触发小时级流控Permits:5"), wait(3600), "in an hour"),
+    ("aliyun_sms", aliyun("isv.BUSINESS_LIMIT_CONTROL", "触发天级流控Permits:40"), STOP, "in a day"),
+    ("aliyun_sms", aliyun("isp.SYSTEM_ERROR"), RETRY, "a fault at the vendor's"),
+    ("aliyun_sms", aliyun("isv.MOBILE_NUMBER_ILLEGAL"), STOP, "correct it in the member's contact details"),
+    ("aliyun_sms", aliyun("isv.TEMPLATE_MISSING_PARAMETERS"), ADVICE, "compare their names"),
+    ("aliyun_sms", aliyun("isv.SMS_TEMPLATE_ILLEGAL"), ADVICE, "compare its code"),
+    ("aliyun_sms", aliyun("isv.SMS_SIGNATURE_ILLEGAL"), ADVICE, "signature name"),
+    ("aliyun_sms", aliyun("isv.PARAM_LENGTH_LIMIT"), STOP, "longest variable"),
+    ("aliyun_sms", aliyun("isv.PARAM_NOT_SUPPORT_URL"), STOP, "link"),
+    ("aliyun_sms", aliyun("isv.BLACK_KEY_CONTROL_LIMIT"), STOP, "forbidden word"),
+    ("aliyun_sms", aliyun("isv.AMOUNT_NOT_ENOUGH"), ADVICE, "top it up"),
+    ("aliyun_sms", aliyun("isv.DAY_LIMIT_CONTROL"), ADVICE, "raise it there"),
+    ("aliyun_sms", aliyun("isv.SOMETHING_OF_TOMORROW"), STOP, "SOMETHING_OF_TOMORROW"),
+    ("aliyun_voice", aliyun("isv.BUSINESS_LIMIT_CONTROL", "业务级流控,partnerId=1,prodId=2"), wait(60), "in a minute"),
+    ("aliyun_voice", aliyun("isv.CALLED_NUMBER_ONCE_BUSY"), wait(60), "another call"),
+    ("aliyun_voice", aliyun("isv.OUT_OF_SERVICE"), ADVICE, "top it up"),
+    ("aliyun_voice", aliyun("isv.TTS_TEMPLATE_ILLEGAL"), ADVICE, "compare its code"),
+    ("aliyun_voice", aliyun("isv.DISPLAY_NUMBER_ILLEGAL"), ADVICE, "public pool"),
+    ("aliyun_voice", aliyun("isp.SOMETHING_OF_TOMORROW"), RETRY, "SOMETHING_OF_TOMORROW"),
+    # Tencent Cloud refuses the request, or the phone in a request that it took. The tests of the transport go through all of its codes.
+    ("tencent_sms", tencent_state("LimitExceeded.PhoneNumberThirtySecondLimit"), wait(30), "30 seconds"),
+    ("tencent_sms", tencent_state("LimitExceeded.PhoneNumberOneHourLimit"), wait(3600), "in an hour"),
+    ("tencent_sms", tencent_state("LimitExceeded.PhoneNumberDailyLimit"), STOP, "in a day"),
+    ("tencent_sms", tencent_state("LimitExceeded.AppDailyLimit"), ADVICE, "raise it"),
+    ("tencent_sms", tencent_state("FailedOperation.InsufficientBalanceInSmsPackage"), ADVICE, "buy another"),
+    ("tencent_sms", tencent_state("FailedOperation.SignatureIncorrectOrUnapproved"), ADVICE, "signature is not approved"),
+    ("tencent_sms", tencent_state("FailedOperation.TemplateIncorrectOrUnapproved"), ADVICE, "compare it with the console"),
+    ("tencent_sms", tencent_state("FailedOperation.PhoneNumberInBlacklist"), STOP, "block list"),
+    ("tencent_sms", tencent_state("FailedOperation.ContainSensitiveWord"), STOP, "forbidden word"),
+    ("tencent_sms", tencent_state("InvalidParameterValue.IncorrectPhoneNumber"), STOP, "correct it in the member's contact details"),
+    ("tencent_sms", tencent_state("InvalidParameterValue.TemplateParameterLengthLimit"), STOP, "longest variable"),
+    ("tencent_sms", tencent_state("InvalidParameterValue.ProhibitedUseUrlInTemplateParameter"), STOP, "link"),
+    ("tencent_sms", tencent("UnauthorizedOperation.RequestIpNotInWhitelist"), ADVICE, "allow list"),
+    ("tencent_sms", tencent("AuthFailure.SignatureFailure"), ADVICE, "SecretKey anew"),
+    ("tencent_sms", tencent("InternalError.RequestTimeException"), ADVICE, "clock"),
+    ("tencent_sms", tencent("InternalError.OtherError"), RETRY, "a fault at the vendor's"),
+    ("tencent_sms", tencent("InvalidParameterValue.SomethingOfTomorrow"), STOP, "SomethingOfTomorrow"),
+    ("tencent_voice", tencent("LimitExceeded.DeliveryFrequencyLimit"), wait(60), "limit can be raised"),
+    ("tencent_voice", tencent("RequestLimitExceeded"), wait(5), "too many requests"),
+    ("tencent_voice", tencent("FailedOperation.InsufficientBalanceInVoicePackage"), ADVICE, "buy another"),
+    ("tencent_voice", tencent("FailedOperation.PhonenumberUnappliedOrExpired"), ADVICE, "buy or renew"),
+    ("tencent_voice", tencent("UnauthorizedOperation.ServiceSuspendDueToArrears"), ADVICE, "in arrears"),
 ]
 
 # Where a transport has a table of codes, each of them stands here: kind -> the field of the answer that has the code.

@@ -47,9 +47,7 @@ _FAULT = No(gettext_lazy("a fault at the vendor's"), permanent=False)
 
 # BUSINESS_LIMIT_CONTROL tells in its Message which limit it was. A day is too long to wait for: the message goes another way at once.
 _PER_HOUR = No(gettext_lazy("too many messages for this phone in an hour"), permanent=False, wait=3600, blocked=3600)
-_PER_DAY = No(
-    gettext_lazy("too many messages for this phone in a day; the limit can be raised in the vendor's console"), permanent=True, blocked=3600
-)
+_PER_DAY = No(gettext_lazy("too many messages for this phone in a day; the limit can be raised in the vendor's console"))
 LIMITED = (("小时", _PER_HOUR), ("hour", _PER_HOUR), ("天级", _PER_DAY), ("day", _PER_DAY))
 
 CODES: Mapping[str, No] = {

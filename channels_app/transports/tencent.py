@@ -52,9 +52,7 @@ _FAULT = No(gettext_lazy("a fault at the vendor's"), permanent=False)
 _UNKNOWN = No(gettext_lazy("the vendor got no answer in time; the message may have been sent"), permanent=False, left=True)
 _BUSY = No(gettext_lazy("too many requests at once"), permanent=False, wait=5)
 _MALFORMED = No(gettext_lazy("the vendor could not read the request"))
-_PER_DAY = No(
-    gettext_lazy("too many messages for this phone in a day; the limit can be raised in the vendor's console"), permanent=True, blocked=3600
-)
+_PER_DAY = No(gettext_lazy("too many messages for this phone in a day; the limit can be raised in the vendor's console"))
 
 CODES: Mapping[str, No] = {
     "AuthFailure.SecretIdNotFound": _KEY,

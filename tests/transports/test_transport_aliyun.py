@@ -239,7 +239,7 @@ def test_every_code_is_advice_and_never_success(wire, code):
 
 @pytest.mark.parametrize(
     ("said", "permanent", "wait", "blocked"),
-    [("触发分钟级流控Permits:1", False, 60, 60), ("触发小时级流控Permits:5", False, 3600, 3600), ("触发天级流控Permits:40", True, None, 3600), ("业务级流控,partnerId=1", False, 60, 60)],
+    [("触发分钟级流控Permits:1", False, 60, 60), ("触发小时级流控Permits:5", False, 3600, 3600), ("触发天级流控Permits:40", True, None, None), ("业务级流控,partnerId=1", False, 60, 60)],
 )  # fmt: skip
 def test_a_frequency_limit_waits_or_goes_another_way(wire, said, permanent, wait, blocked):
     wire.answer = Reply(200, {"Code": "isv.BUSINESS_LIMIT_CONTROL", "Message": said})
