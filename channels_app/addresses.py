@@ -73,7 +73,7 @@ class _Person:
 
 
 # Of a channel; its secrets are nobody's business here.
-_FIELDS: Final = ("id", "kind", "name", "status", "position", "team_id", "regions", "weight", "owner_id", "monthly_quota")
+FIELDS: Final = ("id", "kind", "name", "status", "position", "team_id", "regions", "weight", "owner_id", "monthly_quota")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +98,10 @@ def reach(
         return {}
     clocks = ("time_zone", "quiet_start", "quiet_end", "quiet_days", "quiet_breaks")
     active = {row.id: row.quiet for row in Member.objects.filter(id__in=ids, is_active=True).only("id", *clocks)}
-    house = _House({row.id: row for row in Channel.objects.only(*_FIELDS)}, set(), now)
+    house = _House({row.id: row for row in Channel.objects.only(*FIELDS)}, set(), now)
     usable = [row for row in house.channels.values() if row.status == "enabled" and is_for_people(row.kind)]
     if len({family(row.kind) for row in usable}) < len(usable):  # a choice somewhere
-        house = _House(house.channels, _resting(usable, severity, now), now)
+        house = _House(house.channels, resting(usable, severity, now), now)
     teams = _teams(ids) if any(row.team_id is not None for row in usable) else {}
     preferred: dict[int, list[_Wish]] = defaultdict(list)
     if kinds is None:
@@ -183,10 +183,10 @@ def stand_ins(asked: Collection[tuple[int, int, str, str]], now: datetime) -> di
     they are tried; none for a channel whose addresses no other one reaches."""
     if not asked:
         return {}
-    channels = list(Channel.objects.only(*_FIELDS))
+    channels = list(Channel.objects.only(*FIELDS))
     by_id = {row.id: row for row in channels}
     teams = _teams(sorted({member for member, _channel, _target, _severity in asked}))
-    resting: dict[str, set[int]] = {}
+    waiting: dict[str, set[int]] = {}
     found = {}
     for one in asked:
         member, pk, target, severity = one
@@ -195,11 +195,11 @@ def stand_ins(asked: Collection[tuple[int, int, str, str]], now: datetime) -> di
             continue
         reach = transport.get(failed.kind).reach
         others = [row for row in channels if row.id != pk and has_vendors(row.kind) and transport.get(row.kind).reach == reach]
-        if severity not in resting:
-            resting[severity] = _resting(channels, severity, now)
+        if severity not in waiting:
+            waiting[severity] = resting(channels, severity, now)
         found[one] = [row.id for row in vendors(
             others, family(failed.kind), now, member=member, teams=teams.get(member, ()), phone=target if reach == "phone" else "",
-            resting=resting[severity],
+            resting=waiting[severity],
         )]  # fmt: skip
     return found
 
@@ -254,7 +254,8 @@ def _region(phone: str) -> str:
         return ""
 
 
-def _resting(usable: Sequence[Channel], severity: str, now: datetime) -> set[int]:
+def resting(usable: Sequence[Channel], severity: str, now: datetime) -> set[int]:
+    """The ids of those that only make a message of this severity wait now: their breaker is open, or their month is used up."""
     quotas = {row.id: row.monthly_quota for row in usable}
     found = set()
     for row in ChannelHealth.objects.filter(channel_id__in=quotas):

@@ -8,8 +8,8 @@ import pytest
 from django.core.exceptions import ValidationError
 from django.db import connection
 
-from channels_app import outbox, transport, verification
-from channels_app.models import Channel, Delivery, Notification, Verification
+from channels_app import addresses, outbox, transport, verification
+from channels_app.models import Account, Channel, Delivery, Notification, Verification
 from channels_app.transport import Message, Receipt, Transport
 from mapping.models import ContactPoint, Installation, Member
 
@@ -137,3 +137,59 @@ def test_a_bounced_mailbox_is_used_again_after_it_was_verified_anew(point):
     verification.send_code(point, NOW)
     verification.verify(point, code(), NOW)
     assert point.is_usable and point.bounce_reason == ""
+
+
+# ---- accounts at IM platforms --------------------------------------------------------------------------------------------------------
+
+
+class Chat(Mail):
+    kind = "chat"
+    reach = "group"
+    group = True
+    personal = True
+
+
+@pytest.fixture
+def account(point: ContactPoint, monkeypatch: pytest.MonkeyPatch) -> Account:
+    monkeypatch.setitem(transport.transports(), "chat", Chat)
+    return Account.objects.create(member=point.member, channel=Channel.objects.create(name="bot", kind="chat"), target="100")
+
+
+def test_an_account_is_proved_by_a_code_that_its_own_channel_sends_to_it(account):
+    def ways() -> Any:
+        return addresses.reach([account.member_id], "Info", NOW, kinds=["chat"])[account.member_id]
+
+    assert isinstance(ways()[0], addresses.Missing)
+    verification.send_code(account, NOW)
+    right = code()
+    assert Delivery.objects.get().channel == account.channel and Mail.got[-1][1] == "100"
+    assert refused(verification.verify, account, "1", NOW) == "wrong"
+    verification.verify(account, right, NOW)
+    assert account.verified_at == NOW and ways() == [addresses.Target(account.channel_id, "100", 0, "chat")]
+    assert refused(verification.verify, account, right, NOW) == "expired"
+
+
+def test_the_limits_of_codes_hold_for_accounts_too(account):
+    verification.send_code(account, NOW)
+    assert refused(verification.send_code, account, NOW + timedelta(seconds=59)) == "too_soon"
+    for minute in range(2, 6):
+        verification.send_code(account, NOW + timedelta(minutes=minute))
+    assert refused(verification.send_code, account, NOW + timedelta(minutes=10)) == "too_many"
+
+
+def test_a_code_goes_by_no_channel_of_somebody_else_nor_by_one_that_is_off(account, point):
+    other = Member.objects.create_user("kim@example.com")
+    Channel.objects.filter(pk=account.channel_id).update(owner=other)
+    assert refused(verification.send_code, account, NOW) == "no_channel"
+    Channel.objects.filter(pk=account.channel_id).update(owner=point.member)
+    verification.send_code(account, NOW)
+    Channel.objects.filter(pk=account.channel_id).update(status="disabled")
+    assert refused(verification.send_code, account, NOW + timedelta(minutes=2)) == "no_channel"
+
+
+def test_a_code_to_a_phone_goes_by_the_vendor_of_its_region(point):
+    phone = ContactPoint.objects.create(member=point.member, kind="phone", value="+14155552671")
+    Channel.objects.filter(kind="sms").update(regions=["CN"])
+    anywhere = Channel.objects.create(name="anywhere", kind="sms", position=9)
+    verification.send_code(phone, NOW)
+    assert Delivery.objects.get().channel == anywhere
