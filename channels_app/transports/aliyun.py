@@ -301,13 +301,18 @@ class AliyunVoice(_Aliyun):
 
     def poll(self, message_ids: Sequence[str]) -> Sequence[Update]:
         """What became of calls, a request each; the vendor knows it three to five minutes after their end, and says nothing before."""
-        found = []
+        found: list[Update] = []
         for message_id in message_ids:
             call, _slash, began = message_id.rpartition("/")
             if not call or not re.fullmatch(r"[0-9a-f]{8}", began):
                 continue
             params = {"CallId": call, "ProdId": VOICE_NOTICE, "QueryDate": str(int(began, 16) * 1000)}
-            detail = _object(self._call("QueryCallDetailByCallId", params, datetime.now(UTC)).get("Data"))
+            try:
+                detail = _object(self._call("QueryCallDetailByCallId", params, datetime.now(UTC)).get("Data"))
+            except DeliveryError:
+                if found:
+                    break  # what is known already counts; the rest is asked again
+                raise
             update = ended(message_id, str(detail.get("state") or ""), str(detail.get("stateDesc") or "")) if detail.get("state") else None
             found += [update] if update else []
         return found

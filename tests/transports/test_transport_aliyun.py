@@ -384,6 +384,11 @@ def test_without_a_callback_calls_are_asked_for(cloud):
     found = channel.poll([*(receipt.message_id for receipt in receipts), "junk", "a/b"])
     assert [(one.message_id, one.state) for one in found] == [(receipts[0].message_id, "failed"), (receipts[1].message_id, "delivered")]
     assert "nobody answered" in found[0].reason
+    answers = [cloud.answer]
+    cloud.answer = lambda seen: answers.pop()(seen) if answers else Reply(503)
+    assert len(channel.poll([receipt.message_id for receipt in receipts])) == 1, "what one question brought is not lost by the next"
+    with pytest.raises(DeliveryError):
+        channel.poll([receipts[0].message_id])
     assert isinstance(channel, Polls) and isinstance(channel, Receives) and not isinstance(sms(cloud), Polls)
 
 
