@@ -246,6 +246,8 @@ for _format in (
         bold=lambda words: f"*{words}*",
         link=lambda words, url: f"<{url}|{words.replace('|', '¦')}>",
     ),
+    # Which dialect a service behind Apprise reads is not known: no markup of ours, and none of others.
+    Format("apprise", "plain", lambda text: _AT.sub("@\u2060", _neutral(text))),
     Format("zoom", "markdown", _neutral, bold=lambda words: f"*{words}*", link=lambda words, url: f"<{url}|{words}>"),
     Format("voice", "voice", _voice, link=lambda words, url: words),
     Format("json", "json", _json),
