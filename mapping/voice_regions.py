@@ -37,6 +37,17 @@ def table() -> tuple[Region, ...]:
     return tuple(rows)
 
 
+def region_of(phone: str) -> str:
+    """The region of a phone (E.164) as libphonenumber names it, such as "CN"; the main one of its calling code where the number itself says
+    nothing; "" where there is none."""
+    try:
+        parsed = phonenumbers.parse(phone)
+    except phonenumbers.NumberParseException:
+        return ""
+    found = phonenumbers.region_code_for_number(parsed) or phonenumbers.region_code_for_country_code(parsed.country_code)
+    return "" if found in (phonenumbers.REGION_CODE_FOR_NON_GEO_ENTITY, "ZZ") else found
+
+
 def find(phone: str) -> Region | None:
     """The row of a phone (E.164); None where there is none, as for satellite phones and international free numbers.
 

@@ -14,6 +14,7 @@ but laid over it when a message is made, by `addressed`.
 | bundle | several pages to one address in one message | BundleContext |
 | code | a verification code | CodeContext |
 | test | somebody pressed "send a test" | TestContext |
+| numbers | other numbers call the person than they were told | NumbersContext |
 """
 
 import json
@@ -29,9 +30,10 @@ CLOSED: Final = "closed"
 BUNDLE: Final = "bundle"
 CODE: Final = "code"
 TEST: Final = "test"
+NUMBERS: Final = "numbers"
 
 INCIDENT_EVENTS: Final = (TRIGGERED, REFIRE, ESCALATED, ACKNOWLEDGED, CLOSED)
-EVENTS: Final = (*INCIDENT_EVENTS, BUNDLE, CODE, TEST)
+EVENTS: Final = (*INCIDENT_EVENTS, BUNDLE, CODE, TEST, NUMBERS)
 
 MAX_ALERTS: Final = 20
 MAX_BYTES: Final = 32_768
@@ -164,7 +166,14 @@ class TestContext(TypedDict):
     recipient: Recipient | None
 
 
-AnyContext = Context | BundleContext | CodeContext | TestContext | Mapping[str, Any]
+class NumbersContext(TypedDict):
+    event: str
+    numbers: list[str]  # as people read them
+    card_url: str
+    recipient: Recipient | None
+
+
+AnyContext = Context | BundleContext | CodeContext | TestContext | NumbersContext | Mapping[str, Any]
 
 # Values that are useless when shortened: left out whole when they are too long, never cut.
 _WHOLE: Final = frozenset({"detail_url", "actions_url", "url", "src", "href"})
@@ -312,6 +321,16 @@ def build_test(channel_name: str, sender_name: str, sent_at: datetime | int) -> 
         "channel_name": _cut(_clean(channel_name), 200),
         "sender_name": _cut(_clean(sender_name), 200),
         "sent_at": _seconds(sent_at),
+        "recipient": None,
+    }
+
+
+def build_numbers(numbers: Sequence[str], card_url: str) -> NumbersContext:
+    """The Context of the word that these numbers call somebody from now on, and where their contact card is."""
+    return {
+        "event": NUMBERS,
+        "numbers": [_cut(_clean(number), 40) for number in numbers[:100]],
+        "card_url": _whole(card_url),
         "recipient": None,
     }
 

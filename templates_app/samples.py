@@ -26,6 +26,8 @@ def sample(language: str, variant: str = "critical", event: str = events.TRIGGER
         return events.build_test(
             _NASTY if variant == "nasty" else ("运维群" if chinese else "Operations"), "李雷" if chinese else "Li Lei", SAMPLE_NOW
         )
+    if event == events.NUMBERS:
+        return events.build_numbers(["+86 571 8888 1234", "+1 415-555-0100"], "https://flashduty.example.com/me/contacts.vcf")
     return _incident(chinese, variant, event)
 
 

@@ -70,6 +70,8 @@ class Member(AbstractBaseUser):
         _("breaks through"), default=critical_only, blank=True, db_default=models.Value(["Critical"], models.JSONField()), validators=[check_severities],
         help_text=_("The severities that reach the person in quiet hours all the same."),
     )  # fmt: skip
+    # Machine-kept: by which numbers the person was last told that they are called.
+    numbers_told = models.JSONField(null=True, editable=False)
     supervisor = models.ForeignKey(
         "self", verbose_name=_("supervisor"), null=True, blank=True, on_delete=models.SET_NULL, related_name="supervises",
         help_text=_("A rule can say: the supervisor of whoever was told before."),

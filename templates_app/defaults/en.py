@@ -221,6 +221,27 @@ _TEST: Final = {
     "voice": "This is a test call from Flashduty. Nothing needs to be done.",
 }
 
+_NUMBERS: Final = {
+    "subject": "The numbers that call you have changed",
+    "plain": (
+        "Calls about incidents come to you from these numbers from now on:\n{% for number in numbers %}\n{{ number }}\n{% endfor %}\n"
+        "Keep them as a contact so that your phone does not block them: {{ card_url|url }}"
+    ),
+    "markdown": (
+        "Calls about incidents come to you from these numbers from now on:\n{% for number in numbers %}\n{{ bold(number) }}\n{% endfor %}\n"
+        '{{ link("Keep them as a contact", card_url) }} so that your phone does not block them.'
+    ),
+    "html": mail(
+        "en",
+        cell("The numbers that call you have changed", "padding:20px 24px 4px;font-weight:600")
+        + cell("Calls about incidents come to you from these numbers from now on:")
+        + cell('{% for number in numbers %}\n<div style="font-size:18px;line-height:28px">{{ number }}</div>\n{% endfor %}\n')
+        + cell(button("Download the contact card", "card_url", True), "padding:12px 24px")
+        + cell("Import the card into your phone, so that it does not block the calls.", "padding:4px 24px 20px", "dim"),
+    ),
+    "voice": "The numbers that call you about incidents have changed. Open your own page to see them.",
+}
+
 TEXTS: Final[dict[str, dict[str, str]]] = {
     "triggered": _PAGE,
     "refire": _PAGE,
@@ -230,4 +251,5 @@ TEXTS: Final[dict[str, dict[str, str]]] = {
     "bundle": _BUNDLE,
     "code": _CODE,
     "test": _TEST,
+    "numbers": _NUMBERS,
 }

@@ -215,6 +215,27 @@ _TEST: Final = {
     "voice": "这是来自 Flashduty 的测试电话，无需处理。",
 }
 
+_NUMBERS: Final = {
+    "subject": "拨打给您的号码有变更",
+    "plain": (
+        "今后，故障电话将使用以下号码拨打给您：\n{% for number in numbers %}\n{{ number }}\n{% endfor %}\n"
+        "请将这些号码保存为联系人，以免被手机拦截：{{ card_url|url }}"
+    ),
+    "markdown": (
+        "今后，故障电话将使用以下号码拨打给您：\n{% for number in numbers %}\n{{ bold(number) }}\n{% endfor %}\n"
+        '请{{ link("保存为联系人", card_url) }}，以免被手机拦截。'
+    ),
+    "html": mail(
+        "zh-Hans",
+        cell("拨打给您的号码有变更", "padding:20px 24px 4px;font-weight:600")
+        + cell("今后，故障电话将使用以下号码拨打给您：")
+        + cell('{% for number in numbers %}\n<div style="font-size:18px;line-height:28px">{{ number }}</div>\n{% endfor %}\n')
+        + cell(button("下载联系人名片", "card_url", True), "padding:12px 24px")
+        + cell("请将名片导入手机通讯录，以免来电被拦截。", "padding:4px 24px 20px", "dim"),
+    ),
+    "voice": "拨打给您的故障电话号码有变更，请打开您的个人页面查看。",
+}
+
 TEXTS: Final[dict[str, dict[str, str]]] = {
     "triggered": _PAGE,
     "refire": _PAGE,
@@ -224,4 +245,5 @@ TEXTS: Final[dict[str, dict[str, str]]] = {
     "bundle": _BUNDLE,
     "code": _CODE,
     "test": _TEST,
+    "numbers": _NUMBERS,
 }
