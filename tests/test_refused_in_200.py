@@ -76,6 +76,14 @@ def tencent_state(code: str) -> dict[str, Any]:
     return {"Response": {"SendStatusSet": [state], "RequestId": "ed93f3cb-f35e-473f-b9f3-0d451b8b79c6"}}
 
 
+def telegram(code: int, said: str, **parameters: int) -> dict[str, Any]:
+    return {"ok": False, "error_code": code, "description": said} | ({"parameters": parameters} if parameters else {})
+
+
+def discord(code: int) -> dict[str, Any]:
+    return {"message": "whatever it says", "code": code}
+
+
 ROWS: list[tuple[str, Any, Then, str]] = [
     # DingTalk group bot. The second wording of each cause of 310000 is today's.
     *[("dingtalk", dingtalk(310000, said), ADVICE, "keyword in the channel's settings") for said in SECURITY["keyword"]],
@@ -174,10 +182,62 @@ ROWS: list[tuple[str, Any, Then, str]] = [
     ("tencent_voice", tencent("FailedOperation.InsufficientBalanceInVoicePackage"), ADVICE, "buy another"),
     ("tencent_voice", tencent("FailedOperation.PhonenumberUnappliedOrExpired"), ADVICE, "buy or renew"),
     ("tencent_voice", tencent("UnauthorizedOperation.ServiceSuspendDueToArrears"), ADVICE, "in arrears"),
+    # Telegram says no with a status of its own; a proxy may make a 200 of it.
+    ("telegram", telegram(429, "Too Many Requests: retry after 35", retry_after=35), wait(35), "no more messages"),
+    ("telegram", telegram(500, "Internal Server Error"), RETRY, "fault of its own"),
+    ("telegram", telegram(400, "Bad Request: message is too long"), SPLIT, "too long"),
+    ("telegram", telegram(403, "Forbidden: bot was kicked from the supergroup chat"), ADVICE, "add it again"),
+    ("telegram", telegram(403, "Forbidden: bot is not a member of the channel chat"), ADVICE, "as an administrator"),
+    ("telegram", telegram(403, "Forbidden: the group chat was deleted"), ADVICE, "remove this chat"),
+    ("telegram", telegram(400, "Bad Request: chat not found"), ADVICE, "check the id"),
+    ("telegram", telegram(400, "Bad Request: group chat was upgraded to a supergroup chat"), ADVICE, "new id"),
+    ("telegram", telegram(400, "Bad Request: not enough rights to send text messages to the chat"), ADVICE, "right to send"),
+    ("telegram", telegram(400, "Bad Request: TOPIC_CLOSED"), ADVICE, "topic is closed"),
+    ("telegram", telegram(401, "Unauthorized"), ADVICE, "check the token"),
+    ("telegram", telegram(404, "Not Found"), ADVICE, "check the token"),
+    ("telegram", telegram(400, "Bad Request: something of tomorrow"), STOP, "something of tomorrow"),
+    # Slack answers with one word; whatever is not "ok" is no success.
+    *[("slack", word.encode(), SPLIT, word) for word in ("invalid_payload", "invalid_blocks", "msg_blocks_too_long", "no_text")],
+    *[
+        ("slack", word.encode(), ADVICE, "paste its address")
+        for word in ("invalid_token", "no_service", "no_service_id", "no_active_hooks")
+    ],
+    *[
+        ("slack", word.encode(), ADVICE, "paste its address")
+        for word in ("channel_not_found", "user_not_found", "no_team", "team_disabled")
+    ],
+    *[("slack", word.encode(), ADVICE, "ask a Slack administrator") for word in ("action_prohibited", "posting_to_general_channel_denied")],
+    ("slack", b"channel_is_archived", ADVICE, "unarchive it"),
+    ("slack", {"ok": False, "error": "no_service"}, ADVICE, "paste its address"),
+    ("slack", b"rollup_error", RETRY, "for now"),
+    ("slack", Reply(200, "rate_limited", {"Retry-After": "7"}), wait(7), "for now"),
+    ("slack", b"word_of_tomorrow", RETRY, "word_of_tomorrow"),
+    # Zoom documents none; should its API's errors come in a 200, they are none the less refusals.
+    ("zoom", {"result": False, "code": 7010, "message": "can not find any user"}, RETRY, "can not find any user"),
+    ("zoom", {"code": 401, "message": "Invalid authorization"}, STOP, "Invalid authorization"),
+    # Discord says no with a status of its own; a proxy may make a 200 of it.
+    ("discord", discord(10015), ADVICE, "make a new one"),
+    ("discord", discord(50027), ADVICE, "copy it again"),
+    ("discord", discord(10003), ADVICE, "enter another thread"),
+    ("discord", discord(10004), ADVICE, "on another one"),
+    *[("discord", discord(code), ADVICE, "permissions") for code in (50001, 50013)],
+    ("discord", discord(50083), ADVICE, "archived"),
+    ("discord", discord(160005), ADVICE, "unlock it"),
+    *[("discord", discord(code), ADVICE, "id of one of its posts") for code in (220001, 40067)],
+    ("discord", discord(220003), ADVICE, "leave the thread empty"),
+    *[("discord", discord(code), ADVICE, "AutoMod") for code in (200000, 200001)],
+    ("discord", discord(20009), STOP, "explicit"),
+    ("discord", discord(240000), STOP, "harmful"),
+    ("discord", discord(50006), SPLIT, "empty"),
+    ("discord", discord(50035), SPLIT, "malformed"),
+    ("discord", discord(20016), RETRY, "slow mode"),
+    *[("discord", discord(code), RETRY, "too many") for code in (20028, 40062)],
+    ("discord", discord(130000), RETRY, "overloaded"),
+    ("discord", discord(987654), RETRY, "whatever it says"),
 ]
 
 # Where a transport has a table of codes, each of them stands here: kind -> the field of the answer that has the code.
-CODES = {"dingtalk": "errcode", "feishu": "code", "wecom": "errcode"}
+CODES = {"dingtalk": "errcode", "discord": "code", "feishu": "code", "wecom": "errcode"}
 
 
 def test_of(kind: str) -> Any:
