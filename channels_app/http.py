@@ -9,6 +9,7 @@ Every request of every transport passes `Http`; SMTP gets its socket from `Http.
   host and never the path or query, where most providers have their secret."""
 
 import functools
+import ipaddress
 import json
 import os
 import re
@@ -30,10 +31,10 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from channels_app import sockets
-from channels_app.sockets import DeliveryError, Guard, deadline, trip
+from channels_app.sockets import DeliveryError, Guard, available, deadline, trip
 
 __all__ = [
-    "Answer", "DeliveryError", "Guard", "Http", "by_status", "deadline", "redact", "sendable_header", "split_url", "tls_failure",
+    "Answer", "DeliveryError", "Guard", "Http", "available", "by_status", "deadline", "is_public", "redact", "sendable_header", "split_url", "tls_failure",
 ]  # fmt: skip
 
 TOTAL_SECONDS = 8.0
@@ -187,6 +188,10 @@ class Http:
         Its reads and writes, also after TLS with `ssl_context`, end at the `deadline` of the thread that uses it.
         """
         return sockets.connect(self.guard, host, port)
+
+    def datagram(self, host: str, port: int) -> socket.socket:
+        """A UDP socket that speaks with host:port and nobody else, under the same rules as `connect`; raises DeliveryError."""
+        return sockets.datagram(self.guard, host, port)
 
     def ssl_context(self) -> ssl.SSLContext:
         """The TLS settings of the channel: the usual authorities and its own."""
@@ -434,6 +439,17 @@ def split_url(url: str) -> Any:
     except ValueError:
         return None
     return parts
+
+
+def is_public(url: str) -> bool:
+    """Whether somebody on the internet could call this address: https, and neither a private address nor a name without a domain."""
+    parts = split_url(url)
+    if parts is None or parts.scheme != "https" or not parts.hostname:
+        return False
+    try:
+        return ipaddress.ip_address(parts.hostname).is_global
+    except ValueError:
+        return "." in parts.hostname and not parts.hostname.endswith((".local", ".lan", ".internal", ".localhost", ".localdomain"))
 
 
 def _host_port(text: str) -> bool:

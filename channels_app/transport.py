@@ -144,7 +144,7 @@ def number_for(numbers: Mapping[str, Sequence[str]], to: str) -> str:
     """Of `parse_numbers`, the number to use for a phone `to` (E.164): the first of its region, else the first for everywhere; "" where neither is."""
     try:
         parsed = phonenumbers.parse(to)
-        region = phonenumbers.region_code_for_number(parsed) or phonenumbers.region_code_for_country_code(parsed.country_code)
+        region = phonenumbers.region_code_for_number(parsed) or phonenumbers.region_code_for_country_code(parsed.country_code or 0)
     except phonenumbers.NumberParseException:
         region = ""
     return next(iter([*numbers.get(region or "", ()), *numbers.get("", ())]), "")

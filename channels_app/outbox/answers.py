@@ -110,7 +110,7 @@ def silences(now: datetime) -> int:
                  ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)""",
             {"why": SILENT, "now": now},
         )
-        return cursor.rowcount
+        return int(cursor.rowcount)
 
 
 def to_ask(channels: Collection[int], now: datetime) -> dict[int, list[str]]:

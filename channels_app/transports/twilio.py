@@ -6,7 +6,6 @@ dictionary. Callbacks carry no time, so one may be repeated; each says where a m
 import base64
 import hashlib
 import hmac
-import ipaddress
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -213,7 +212,7 @@ class Twilio(Transport):
 
     def _reports(self) -> str:
         """Where Twilio can report to; "" where our address is not on the internet: Twilio is asked then (poll)."""
-        return self.callback_url if is_public(self.callback_url) else ""
+        return self.callback_url if http.is_public(self.callback_url) else ""
 
     def poll(self, message_ids: Sequence[str]) -> Sequence[Update]:
         """Asks for each of them, a request each; what is unknown at Twilio has no answer."""
@@ -420,17 +419,6 @@ def spoken(text: str, language: str) -> str:
         cut = max(words.rfind(mark) for mark in " 。，；、")
         words = words[:cut] if cut > len(words) * 3 // 4 else words
     return frame.format(speech, escape(words))
-
-
-def is_public(url: str) -> bool:
-    """Whether somebody on the internet could call this address: https, and neither a private address nor a name without a domain."""
-    parts = http.split_url(url)
-    if parts is None or parts.scheme != "https" or not parts.hostname:
-        return False
-    try:
-        return ipaddress.ip_address(parts.hostname).is_global
-    except ValueError:
-        return "." in parts.hostname and not parts.hostname.endswith((".local", ".lan", ".internal", ".localhost", ".localdomain"))
 
 
 def _phone(address: str) -> str:

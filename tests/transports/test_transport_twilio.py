@@ -9,9 +9,9 @@ import pytest
 from twilio.request_validator import RequestValidator
 
 from channels_app import sms
-from channels_app.http import DeliveryError, Http
+from channels_app.http import DeliveryError, Http, is_public
 from channels_app.transport import Callback, Polls, Receives, Update
-from channels_app.transports.twilio import CODES, TwilioSms, TwilioVoice, is_public, signature_holds, spoken
+from channels_app.transports.twilio import CODES, TwilioSms, TwilioVoice, signature_holds, spoken
 from tests.fakes.message import page
 from tests.fakes.server import Reply
 from tests.fakes.twilio import SID, TOKEN, FakeTwilio
