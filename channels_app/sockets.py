@@ -177,6 +177,36 @@ def connect(guard: Guard, host: str, port: int) -> socket.socket:
     )
 
 
+def datagram(guard: Guard, host: str, port: int) -> socket.socket:
+    addresses = _resolve(host, port, max(0.0, min(CONNECT_SECONDS, trip.deadline - time.monotonic())))
+    for *_rest, sockaddr in addresses:
+        guard.judge(host, str(sockaddr[0]), port)
+    family, _kind, _protocol, _name, sockaddr = addresses[0]
+    sock = _Socket(family, socket.SOCK_DGRAM)
+    try:
+        sock.connect(sockaddr)  # from now on it hears nobody else
+    except OSError as error:
+        sock.close()
+        raise DeliveryError(
+            _("Cannot connect to %(host)s:%(port)d: %(why)s.") % {"host": host, "port": port, "why": error.strerror or str(error)},
+            permanent=False,
+            is_network=True,
+        ) from None
+    return sock
+
+
+def available(sock: socket.socket, size: int) -> bytes | None:
+    """What has come on a connection by now, without waiting, at most `size` bytes; b"" at its end, None where there is nothing to read yet (as
+    with half a record of TLS, or one of its own: `select` calls that readable). For a thread that reads what others write to."""
+    sock.settimeout(0)
+    try:
+        if isinstance(sock, ssl.SSLSocket):
+            return ssl.SSLSocket.recv(sock, size)
+        return socket.socket.recv(sock, size)
+    except (BlockingIOError, ssl.SSLWantReadError):
+        return None
+
+
 # --- how long ------------------------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,6 @@ import os
 import re
 import select
 import socket
-import ssl
 import struct
 import threading
 import time
@@ -39,7 +38,6 @@ ENQUIRE, SILENT = 10.0, 25.0  # after so long without a word we ask; after so lo
 WINDOW = 10  # requests without an answer yet; what centres commonly allow
 SHARED_REFUSAL = 1.0  # threads that waited for a bind which failed fail with it instead of asking again one after the other
 LARGEST = 65_536
-AT_ONCE = 150  # characters of ids that a delivery has room for, with something to spare
 
 GSM = (
     "@£$¥èéùìòÇ\nØø\rÅåΔ_ΦΓΛΩΠΨΣΘΞ\x1bÆæßÉ !\"#¤%&'()*+,-./0123456789:;<=>?¡ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÑÜ§¿abcdefghijklmnopqrstuvwxyzäöñüà"
@@ -228,25 +226,19 @@ class Smpp(Transport):
         return sms.measure(sms.simplify(text))
 
     def send(self, message: Message, address: str) -> Receipt:
-        """`sent` once the centre took every part; the id is that of each part, with commas between."""
+        """`sent` once the centre took every part; the id is that of the last one, whose receipt speaks for the message."""
         fields, detail = self.compose(message, address)
+        message_id = ""
         with http.deadline(http.TOTAL_SECONDS):
             until = time.monotonic() + http.TOTAL_SECONDS
-            taken: list[str] = []
-            for one in fields:
-                taken.append(self._submit(one, until, bool(taken)))
-        while len(",".join(taken)) > AT_ONCE:
-            taken.pop(0)
-        return Receipt(",".join(filter(None, taken)), detail=detail)
+            for number, one in enumerate(fields):
+                message_id = self._submit(one, until, begun=number > 0)
+        return Receipt(message_id, detail=detail)
 
     def poll(self, message_ids: Sequence[str]) -> Sequence[Update]:
         """Receipts that came on any session of this node. Keeps one bound while there is something to wait for, or they would never come."""
-        waiting = [message_id for message_id in message_ids if message_id]
-        if not waiting or not self._wants_receipts():
-            return []
-        known = self.outcomes.read({part for message_id in waiting for part in message_id.split(",")})
-        found = [update for message_id in waiting if (update := _joined(message_id, known))]
-        if len(found) < len(waiting):
+        found = self.outcomes.take()
+        if self._wants_receipts() and set(message_ids) - {update.message_id for update in found}:
             try:
                 with http.deadline(http.TOTAL_SECONDS):
                     self._session(time.monotonic() + http.TOTAL_SECONDS)
@@ -274,18 +266,19 @@ class Smpp(Transport):
             "dest_addr_npi": _number(settings.get("dest_npi"), 1),
             "destination_addr": number,
             "validity_period": _period(settings.get("valid_minutes")),
-            "registered_delivery": int(self._wants_receipts()),
             "data_coding": coding,
             "esm_class": 0,
         }
         detail = "" if text == simple else _("shortened to %(count)d parts") % {"count": most}
         reference = zlib.crc32(message.delivery_id.encode()) & 0xFF
-        return [common | part for part in _laid_out(parts, reference, str(settings.get("long_messages") or "udh"))], detail
+        fields = [common | part for part in _laid_out(parts, reference, str(settings.get("long_messages") or "udh"))]
+        fields[-1]["registered_delivery"] = int(self._wants_receipts())
+        return fields, detail
 
     def _wants_receipts(self) -> bool:
         return not self.settings.get("no_receipts") and self.settings.get("bind") != "transmitter"
 
-    def _submit(self, fields: Mapping[str, Any], until: float, begun: bool) -> str:
+    def _submit(self, fields: Mapping[str, Any], until: float, *, begun: bool) -> str:
         """The centre's id of one part. Throttled in the middle of a message we wait: half of one is worse than one that is late."""
         while True:
             answer = self._session(until).ask("submit_sm", until, **fields)
@@ -381,12 +374,12 @@ class Smpp(Transport):
             self.outcomes.write(message_id, "failed", _("The SMS did not arrive: %(why)s (%(word)s, error %(code)s).") % values)
 
     def _key(self, message_id: str, hexadecimal: str) -> str:
-        """An id in the one form that answers and receipts have in common; no comma in it."""
+        """An id in the one form that answers and receipts have in common."""
         if self.settings.get("receipt_ids") == hexadecimal and re.fullmatch(r"[0-9A-Fa-f]{1,32}", message_id):
             return str(int(message_id, 16))
         if self.settings.get("receipt_ids") and message_id.isdecimal() and message_id.isascii():
             return str(int(message_id))
-        return message_id.replace(",", ".")
+        return message_id
 
 
 # --- texts -------------------------------------------------------------------------------------------------------------------------
@@ -459,15 +452,6 @@ def _period(minutes: Any) -> str:
 
 def _words(value: Any) -> str:
     return (value.decode("latin-1") if isinstance(value, bytes) else str(value or "")).strip("\0 \r\n")
-
-
-def _joined(message_id: str, known: Mapping[str, Update]) -> Update | None:
-    """What the receipts of all parts say of the message: one that failed spoils it, and it is there when all are."""
-    told = [known.get(part) for part in message_id.split(",")]
-    failed = next((one for one in told if one is not None and one.state == "failed"), None)
-    if failed is not None:
-        return Update(message_id, "failed", failed.reason)
-    return Update(message_id, "delivered") if all(told) else None
 
 
 # --- the session -------------------------------------------------------------------------------------------------------------------
@@ -608,13 +592,10 @@ class _Session:
 
     def _take(self, buffer: bytearray) -> bool:
         """Reads what is there and acts on each whole PDU; False at the end of the connection."""
-        plain = ssl.SSLSocket if isinstance(self._sock, ssl.SSLSocket) else socket.socket
         with self._io:
-            self._sock.settimeout(0)
-            try:
-                data = plain.recv(self._sock, LARGEST)  # type: ignore[arg-type]
-            except (BlockingIOError, ssl.SSLWantReadError):  # half a record, or one of TLS's own: writers must not wait for the rest of it
-                return True
+            data = http.available(self._sock, LARGEST)
+        if data is None:
+            return True
         self._heard_at = time.monotonic()
         buffer += data
         while len(buffer) >= 16:

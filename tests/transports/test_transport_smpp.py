@@ -1,12 +1,15 @@
 """SMPP against a centre written from the specification: what a phone would show, what each refusal means, receipts across processes."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from channels_app import http
 from channels_app.http import DeliveryError, Http
+from channels_app.outcomes import Outcomes
+from channels_app.transport import Update
 from channels_app.transports import smpp
 from channels_app.transports.smpp import GSM, Smpp
 from tests.fakes import smsc
@@ -62,10 +65,11 @@ def test_the_phone_shows_the_text(centre, way, text, coding, parts):
     assert centre.texts() == [shown]
     assert {one.data_coding for one in centre.said} == {coding}
     assert len(centre.said) == (1 if way == "payload" else parts)
-    assert receipt.message_id == ",".join(one.message_id for one in centre.said) and receipt.state == "sent"
-    assert {(one.dest, one.dest_ton, one.dest_npi, one.source, one.source_ton, one.registered) for one in centre.said} == {
-        ("8613800000000", 1, 1, "10690", 0, 1)
+    assert receipt.message_id == centre.said[-1].message_id and receipt.state == "sent"
+    assert {(one.dest, one.dest_ton, one.dest_npi, one.source, one.source_ton) for one in centre.said} == {
+        ("8613800000000", 1, 1, "10690", 0)
     }
+    assert [one.registered for one in centre.said] == [0] * (len(centre.said) - 1) + [1]
 
 
 def test_latin_1_where_the_centre_has_another_alphabet(centre):
@@ -248,20 +252,22 @@ def test_receipts_come_by_poll_in_any_process(centre):
     assert found.keys() == {"mid-1", "mid-2"}
     assert found["mid-1"].state == "delivered" and found["mid-2"].state == "failed"
     assert "switched off" in found["mid-2"].reason and "069" in found["mid-2"].reason
-    assert {update.message_id for update in other.poll(ids)} == {"mid-1", "mid-2"}, "who was told may have forgotten"
+    assert len(channel(centre).poll([])) == 2, "whoever told it may have died before it was kept"
+    assert list(other.poll(["mid-3"])) == [], "who asks again has kept it"
+    assert centre.receipt("mid-3", "DELIVRD")[1] == 0
+    assert [update.message_id for update in other.poll([])] == ["mid-3"], "one that comes late is told without being asked for"
 
 
-def test_a_message_of_several_parts_is_there_when_all_are(centre):
-    sent = channel(centre).send(page(text="x" * 400), PHONE).message_id
-    assert sent == "mid-1,mid-2,mid-3"
-    for part in ("mid-1", "mid-3"):
-        centre.receipt(part)
-        assert list(channel(centre).poll([sent])) == []
-    centre.receipt("mid-2")
-    assert [(update.message_id, update.state) for update in channel(centre).poll([sent])] == [(sent, "delivered")]
-    second = channel(centre).send(page(text="x" * 400), PHONE).message_id
-    centre.receipt("mid-5", "UNDELIV")
-    assert [(update.message_id, update.state) for update in channel(centre).poll([second])] == [(second, "failed")]
+def test_what_is_said_ahead_is_told_when_its_time_has_come(settings, tmp_path):
+    kept = Outcomes("account")
+    assert kept.take() == []
+    kept.write("call-1", "failed", "lost", not_before=time.time() + 60)
+    kept.write("call-2", "failed", "lost", not_before=time.time() - 1)
+    assert kept.take() == [Update("call-2", "failed", "lost")]
+    kept.write("call-2", "delivered")  # between the two looks: it is no news that was told already
+    kept.write("call-1", "delivered")
+    assert sorted(update.message_id for update in kept.take() if update.state == "delivered") == ["call-1", "call-2"]
+    assert kept.take() == [] and list(kept.folder.iterdir()) == []
 
 
 def test_receipts_by_their_parameters(centre):
