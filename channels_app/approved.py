@@ -44,8 +44,10 @@ SHORTER: Final = (35, 20, 12, 6)
 
 _SPEC: Final = re.compile(r"([a-z_]+)(?::([1-9][0-9]{0,2}))?")
 _LINK: Final = re.compile(r"(?:https?://|www\.)\S+", re.IGNORECASE)
-# Vendors take a host or an IP address for a link, too: only its dots have to go.
-_HOST: Final = re.compile(r"(?<![\w.])(?:[\w-]+\.)+[A-Za-z]{2,}(?![\w])|(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?![\d.])")
+# Vendors take a host name or an IP address for a link, too: only the dots in it have to go. A number such as 93.5 keeps its own.
+_DOT: Final = re.compile(r"(?<=[A-Za-z0-9_-])\.(?=[A-Za-z])")
+_IP: Final = re.compile(r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?!\d|\.\d)")
+_MOST: Final = 5000  # characters that are looked at; no variable holds a tenth of it
 _BRACKETS: Final = str.maketrans({**dict.fromkeys("[{【｛［〔「『《<＜", "("), **dict.fromkeys("]}】｝］〕」』》>＞", ")")})
 _UNWANTED: Final = {"sms": frozenset("$¥￥^~`|\\&*★☆※√"), "voice": frozenset("#/:-%$¥￥^~`|\\&*★☆※√()（）\"'_=+@：")}
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,49}")
@@ -247,8 +249,9 @@ def fill(specs: Sequence[str], message: Message, style: Style, *, limit: int, to
 
 def clean(text: str, style: Style) -> str:
     """`text` on one line without what vendors refuse in a variable: links, brackets, emoji and special signs. For a call also what is not spoken."""
-    text = _LINK.sub(" ", unicodedata.normalize("NFC", text)).translate(_BRACKETS)
-    text = _HOST.sub(lambda found: found[0].replace(".", " " if style == "voice" else "-"), text)
+    joint = " " if style == "voice" else "-"
+    text = _LINK.sub(" ", unicodedata.normalize("NFC", text[:_MOST])).translate(_BRACKETS)
+    text = _IP.sub(lambda found: found[0].replace(".", joint), _DOT.sub(joint, text))
     if style == "voice":
         text = text.replace("%", pgettext("spoken", " percent")).replace("％", pgettext("spoken", " percent"))
     unwanted = _UNWANTED[style]

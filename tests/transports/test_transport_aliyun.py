@@ -204,6 +204,24 @@ def test_hostile_words_stay_words():
     assert not set(spoken) & set("#/:-%$¥[]【】@<>*_()") and "10 0 0 5 db01 example com 9090 93.5 percent" in spoken
 
 
+@pytest.mark.parametrize(
+    ("text", "sms_words", "spoken"),
+    [
+        ("请看example.com挂了", "请看example-com挂了", "请看example com挂了"),
+        ("10.0.0.5.", "10-0-0-5.", "10 0 0 5."),
+        ("主机10.0.0.5宕机 93.5%", "主机10-0-0-5宕机 93.5%", "主机10 0 0 5宕机 93.5 percent"),
+        ("li@example.com v1.2.3", "li@example-com v1.2.3", "li example com v1.2.3"),
+        ("HTTPS://Evil.Example/x?y#z done www.evil.example/a", "done", "done"),
+        ("a-" * 200_000, "a-" * 2500, " ".join("a" * 2500)),
+        ("\u202etxt.exe\u2066 \u200b\ufe0f", "txt-exe", "txt exe"),
+    ],
+)
+def test_what_vendors_take_for_a_link_is_taken_apart(text, sms_words, spoken):
+    began = time.thread_time()
+    assert (approved.clean(text, "sms"), approved.clean(text, "voice")) == (sms_words, spoken)
+    assert time.thread_time() - began < 0.5
+
+
 def test_shortened_where_a_word_ends(cloud):
     receipt = sms(cloud).send(page(title="Payments gateway answers 503 to every second request"), PHONE)
     assert cloud.sent[0].values["title"] == "Payments gateway answers 503 to…" and receipt.detail == "shortened: title"
