@@ -327,7 +327,15 @@ def _timeline(now: datetime, limit: int, only: int | None = None) -> int:
             if entry.type == "i_assign" or (entry.type == "i_reopen" and people):
                 opening.pop(pk, None)
                 if incident.progress != Incident.Progress.CLOSED and people:
-                    live = new_live(incident, rules.freeze(rules.people_body("assigned", people), now), Run.Kind.ASSIGN, now, "manual")
+                    live = new_live(
+                        incident,
+                        rules.freeze(
+                            rules.people_body("assigned", people, entry.detail.get("template_set"), entry.detail.get("kinds", ())), now
+                        ),
+                        Run.Kind.ASSIGN,
+                        now,
+                        "manual",
+                    )
                     lives = [other for other in lives if other.incident is not incident] + [live]
             elif entry.type in ("i_new", "i_reopen"):
                 if incident.progress == Incident.Progress.TRIGGERED and (live is None or live.run.ended_at is not None):

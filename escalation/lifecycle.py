@@ -13,7 +13,8 @@ entry and what follows at once in one transaction, and leaves the rest to the en
 What an entry's `detail` holds, and what the engine does about one that is due (`handled_at` NULL). "live run" = the Run with `ended_at` NULL:
 
     i_new         {title, severity}                       due unless people were named: match a rule, open a Run
-    i_assign      {type: assign|reassign, person_ids}     due: open a Run of kind ASSIGN for these people (the old run has ended)
+    i_assign      {type: assign|reassign, person_ids, kinds?, template_set?}   due: open a Run of kind ASSIGN for these people (the old run has
+                                                          ended); `kinds` of channels instead of their own preferences
     i_a_rspd      {person_ids}                            due: page these people once; the live run goes on
     i_ack         {progress?: note, as?: "…"}             due when it was Triggered before: group channels that were told get "acknowledged"
     i_unack       {last: bool}                            due when last: restart the current layer (plan.restart_layer, "unacknowledged")
@@ -260,26 +261,30 @@ def escalate(
     def look(incident: Incident) -> _Change:
         sets: dict[str, Any] = {"assigned_type": "escalate"}
         if rule_id is not None:
-            rule = EscalationRule.objects.filter(pk=rule_id, workspace_id=incident.workspace_id, status=Status.ENABLED).first()
-            if rule is None:
-                raise Refused("no_rule", _("There is no such enabled escalation rule in this workspace."), "rule_id")
-            layers = rule.layers.count()
-            detail: dict[str, Any] = {"rule_id": rule.pk}
-            wanted = layer_idx or 0
-        else:
-            run = Run.objects.select_related("snapshot").filter(incident=incident, kind=Run.Kind.RULE).order_by("-pk").first()
-            if run is None:
-                raise Refused("no_rule", _("No escalation rule is at work on this incident: assign it to people instead."))
-            layers = len(run.snapshot.body["layers"])
-            detail = {"snapshot_id": run.snapshot_id}
-            wanted = layer_idx if layer_idx is not None else max(run.layer_idx, -1) + 1
-        if isinstance(wanted, bool) or not isinstance(wanted, int) or not 0 <= wanted < layers:
-            if layer_idx is None:
-                raise Refused("invalid", _("The last layer of the rule is at work already."), "layer_idx")
-            raise Refused("invalid", _("The rule has the layers 0 to %(last)d.") % {"last": layers - 1}, "layer_idx")
-        return _Change({"layer_idx": wanted, **detail}, sets)
+            return _Change(_named_layer(rule_id, incident.workspace_id, 0 if layer_idx is None else layer_idx), sets)
+        run = Run.objects.select_related("snapshot").filter(incident=incident, kind=Run.Kind.RULE).order_by("-pk").first()
+        if run is None:
+            raise Refused("no_rule", _("No escalation rule is at work on this incident: assign it to people instead."))
+        wanted = layer_idx if layer_idx is not None else max(run.layer_idx, -1) + 1
+        if layer_idx is None and wanted >= len(run.snapshot.body["layers"]):
+            raise Refused("invalid", _("The last layer of the rule is at work already."), "layer_idx")
+        return _Change({"layer_idx": _layer(wanted, len(run.snapshot.body["layers"])), "snapshot_id": run.snapshot_id}, sets)
 
     return _one("escalate", incident_id, actor, via, now, look)
+
+
+def _named_layer(rule_id: int, workspace_id: int, layer_idx: int) -> dict[str, Any]:
+    """The detail of an escalation to a layer of a rule that somebody named."""
+    rule = EscalationRule.objects.filter(pk=rule_id, workspace_id=workspace_id, status=Status.ENABLED).first()
+    if rule is None:
+        raise Refused("no_rule", _("There is no such enabled escalation rule in this workspace."), "rule_id")
+    return {"layer_idx": _layer(layer_idx, rule.layers.count()), "rule_id": rule.pk}
+
+
+def _layer(wanted: object, layers: int) -> int:
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or not 0 <= wanted < layers:
+        raise Refused("invalid", _("The rule has the layers 0 to %(last)d.") % {"last": layers - 1}, "layer_idx")
+    return wanted
 
 
 def comment(incident_id: int, *, actor: Member | None, via: str, now: datetime, text: str) -> Incident:
@@ -335,8 +340,15 @@ def create(
     description: str = "",
     labels: dict[str, str] | None = None,
     member_ids: Sequence[int] = (),
+    kinds: Sequence[str] = (),
+    template_set: int | None = None,
+    rule_id: int | None = None,
+    layer_idx: int = 0,
 ) -> Incident:
-    """An incident made by hand; given to people directly, or else its workspace's rules decide."""
+    """An incident made by hand; given to people directly, or to a layer of a rule of its workspace, or else the workspace's rules decide.
+
+    `kinds` (of channels or their families) tell the people instead of their own preferences, with the texts of `template_set`.
+    """
     title, severity, description = (
         _text(title, "title", needed=True, most=MAX_TITLE),
         _severity(severity),
@@ -348,6 +360,9 @@ def create(
         raise Refused("not_found", _("There is no such workspace."), "workspace_id")
     if workspace.status == Status.DISABLED:
         raise Refused("invalid", _("This workspace is disabled: enable it, or choose another."), "workspace_id")
+    if people and rule_id is not None:
+        raise Refused("invalid", _("Assign it to people or to an escalation rule, not to both."), "rule_id")
+    escalated = None if rule_id is None else _named_layer(rule_id, workspace_id, layer_idx)
     with transaction.atomic():
         pk = take_ids(1)[0]
         timeout = workspace.auto_resolve_timeout
@@ -364,15 +379,22 @@ def create(
             start_time=now,
             last_time=now,
             creator=actor,
-            assigned_type="assign" if people else "",
+            assigned_type="assign" if people else "escalate" if escalated else "",
             auto_resolve_at=now + timedelta(seconds=timeout) if timeout else None,
             created_at=now,
             updated_at=now,
         )
-        entries: list[tuple[str, dict[str, Any], bool]] = [("i_new", {"title": title, "severity": severity}, not people)]
+        entries: list[tuple[str, dict[str, Any], bool]] = [
+            ("i_new", {"title": title, "severity": severity}, not people and escalated is None)
+        ]
         if people:
             _record_assigned(incident, people, now)
-            entries.append(("i_assign", {"type": "assign", "person_ids": people}, True))
+            how: dict[str, Any] = {"kinds": list(kinds)} if kinds else {}
+            if template_set is not None:
+                how["template_set"] = template_set
+            entries.append(("i_assign", {"type": "assign", "person_ids": people, **how}, True))
+        elif escalated is not None:
+            entries.append(("i_escalate", escalated, True))
         _write_entries([(incident.pk, *entry) for entry in entries], actor, via, now)
     wake_resident("engine")
     return incident

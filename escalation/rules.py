@@ -87,15 +87,18 @@ def changed(rule_ids: Iterable[int]) -> None:
     EscalationRule.objects.filter(id__in=list(rule_ids)).update(version=F("version") + 1)
 
 
-def people_body(name: str, member_ids: Sequence[int], template_set: int | None = None) -> dict[str, Any]:
-    """The body of a direct assignment: these people, once, by their own preferences; nobody comes after them."""
+def people_body(name: str, member_ids: Sequence[int], template_set: int | None = None, kinds: Sequence[str] = ()) -> dict[str, Any]:
+    """The body of a direct assignment: these people, once, by their own preferences (or by these kinds); nobody comes after them."""
+    layer = _plain_layer(_ONCE, members=sorted(set(member_ids)))
+    if kinds:
+        layer |= {"follow_preference": False, "by": {severity: list(kinds) for severity in ("Critical", "Warning", "Info")}}
     return {
         "rule_id": None,
         "name": name,
         "version": 0,
         "template_set": template_set,
         "aggr_window": 0,
-        "layers": [_plain_layer(_ONCE, members=sorted(set(member_ids)))],
+        "layers": [layer],
     }
 
 

@@ -11,6 +11,7 @@ import pytest
 from escalation.ids import hex_id
 from escalation.models import Incident, Workspace
 from mapping.models import ApiKey
+from templates_app.models import Template, TemplateSet
 from tests.world import layer
 
 pytestmark = pytest.mark.django_db
@@ -112,6 +113,52 @@ def test_an_incident_made_by_hand(world, api):
     world.settle()
     assert api("/incident/info", {"incident_id": made["incident_id"]})["creator"]["person_name"] == "Lee"
     world.expect(("Lee", "app", "triggered"))
+
+
+def test_whom_an_incident_made_by_hand_is_given_to(world, api):
+    """By id or e-mail and by which channels; or to a layer of a rule."""
+    mary, boss = world.person("Mary", ["sandbox_app"]), world.person("Boss", ["sandbox_app"])
+    world.channel("sandbox_voice")
+    rule = world.rule(layer(mary), layer(boss))
+    base = {"title": "by hand", "incident_severity": "Warning", "channel_id": world.workspace.id}
+
+    def made(**to):
+        api("/incident/create", base | {"assigned_to": to})
+        world.settle()
+
+    made(emails=["MARY@example.com"])
+    world.expect(("Mary", "app", "triggered"))
+    made(person_ids=[mary.id], emails=["boss@example.com"], notify={"personal_channels": ["voice"]})
+    world.expect(("Mary", "voice", "triggered"), ("Boss", "voice", "triggered"))
+    made(person_ids=[mary.id], notify={"personal_channels": ["voice"], "follow_preference": True})
+    world.expect(("Mary", "app", "triggered"))
+    made(escalate_rule_id=f"{rule.id:024x}", layer_idx=1)
+    world.expect(("Boss", "app", "escalated"))
+    texts = TemplateSet.objects.create(name="ours")
+    Template.objects.create(template_set=texts, event="triggered", kind="plain", body="in our words")
+    made(person_ids=[mary.id], notify={"template_id": f"{texts.id:024x}"})
+    (page,) = world.expect(("Mary", "app", "triggered"))
+    assert "in our words" in page.text
+
+
+@pytest.mark.parametrize(
+    ("to", "status", "names"),
+    [
+        ({"emails": ["nobody@example.com"]}, 400, "emails"),
+        ({"person_ids": "x"}, 400, "person_ids"),
+        ({"person_ids": [10**9]}, 400, "member"),
+        ({"escalate_rule_id": "f" * 24}, 400, "escalate_rule_id"),
+        ({"escalate_rule_id": f"{10**9:024x}"}, 400, "rule"),
+        ({"notify": {"personal_channels": ["pigeon"]}}, 400, "pigeon"),
+        ({"notify": {"template_id": f"{10**9:024x}"}}, 404, "template"),
+        ({"notify": 5}, 400, "notify"),
+        (7, 400, "assigned_to"),
+    ],
+)
+def test_who_cannot_be_given_an_incident(world, api, to, status, names):
+    body = {"title": "by hand", "incident_severity": "Warning", "channel_id": world.workspace.id, "assigned_to": to}
+    assert names in api("/incident/create", body, status=status)["message"]
+    assert not Incident.objects.exists()
 
 
 @pytest.mark.parametrize(

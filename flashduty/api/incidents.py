@@ -13,6 +13,7 @@ from django.conf import settings
 from django.db.models import Count, Q, QuerySet, Sum
 from django.utils.translation import gettext as _
 
+from channels_app import addresses
 from channels_app.models import Delivery, Notification
 from escalation import explain, lifecycle
 from escalation.ids import hex_id, parse_hex
@@ -24,6 +25,7 @@ from flashduty.api.auth import KeyedDoor
 from flashduty.api.envelope import ApiError, route, success
 from mapping.clock import db_now
 from mapping.models import Installation, Member
+from templates_app.models import TemplateSet
 
 MAX_BODY = 1 << 20
 MOST = 100
@@ -58,6 +60,15 @@ class Body:
         if not isinstance(value, str):
             raise ApiError("InvalidParameter", _("%(name)s must be a string.") % {"name": name})
         return clean(value)[:most]
+
+    def object(self, name: str) -> "Body":
+        """A JSON object within this one; an empty one where it is absent."""
+        value = self.fields.get(name) or {}
+        if not isinstance(value, dict):
+            raise ApiError("InvalidParameter", _("%(name)s must be an object.") % {"name": name})
+        inner = Body(b"", "")
+        inner.fields = value
+        return inner
 
     def flag(self, name: str) -> bool:
         return self.fields.get(name) is True
@@ -154,23 +165,48 @@ class Resolve(IncidentDoor):
 @schema.create
 class Create(IncidentDoor):
     def answer(self, body: Body) -> Any:
-        assigned = body.fields.get("assigned_to") or {}
-        if not isinstance(assigned, dict):
-            raise ApiError("InvalidParameter", _("assigned_to must be an object."))
-        people = assigned.get("person_ids") or []
-        if not isinstance(people, list) or any(isinstance(pk, bool) or not isinstance(pk, int) for pk in people):
-            raise ApiError("InvalidParameter", _("assigned_to.person_ids must be a list of whole numbers."))
         incident = lifecycle.create(
             workspace_id=self._workspace(body),
             title=body.text("incident_title", 512) or body.text("title", 512),
             severity=body.text("incident_severity", 20),
             description=body.text("description", lifecycle.MAX_TEXT),
-            member_ids=people,
             actor=self.member,
             via="api",
             now=db_now(),
+            **self._assigned(body),
         )
         return {"incident_id": hex_id(incident.created_at, incident.id), "title": incident.title}
+
+    def _assigned(self, body: Body) -> dict[str, Any]:
+        """`assigned_to`: people (by id or e-mail) with how to tell them, or a layer of a rule; as arguments of lifecycle.create."""
+        to = body.object("assigned_to")
+        people = to.numbers("person_ids")
+        if emails := [email.lower() for email in to.strings("emails")]:
+            known = {email.lower(): pk for pk, email in Member.objects.filter(is_active=True).values_list("id", "email")}
+            if strangers := [email for email in emails if email not in known]:
+                raise ApiError(
+                    "InvalidParameter",
+                    _("assigned_to.emails: there is no active member with the address %(email)s.") % {"email": strangers[0]},
+                )
+            people += [known[email] for email in emails]
+        found: dict[str, Any] = {"member_ids": list(dict.fromkeys(people))}
+        if to.fields.get("escalate_rule_id"):
+            found |= {"rule_id": to.id("escalate_rule_id"), "layer_idx": to.number("layer_idx")}
+        notify = to.object("notify")
+        if template := notify.fields.get("template_id") and notify.id("template_id"):
+            if not TemplateSet.objects.visible_to(self.member).filter(pk=template).exists():
+                raise ApiError("ResourceNotFound", _("There is no template %(id)s.") % {"id": notify.text("template_id", 24)})
+            found["template_set"] = template
+        if (kinds := notify.strings("personal_channels")) and not notify.flag("follow_preference"):
+            choices = sorted({name for kind in addresses.kinds_for_people() for name in (kind, addresses.family(kind))})
+            if unknown := [kind for kind in kinds if kind not in choices]:
+                raise ApiError(
+                    "InvalidParameter",
+                    _("assigned_to.notify.personal_channels: there is no %(kind)s; there are: %(choices)s.")
+                    % {"kind": unknown[0], "choices": ", ".join(choices)},
+                )
+            found["kinds"] = kinds
+        return found
 
     def _workspace(self, body: Body) -> int:
         spaces = Workspace.objects.visible_to(self.member).filter(status="enabled")

@@ -55,7 +55,25 @@ create = door(
     incident_severity=s.ChoiceField(SEVERITIES),
     channel_id=s.IntegerField(required=False, help_text="a workspace; may be left out where there is only one"),
     description=s.CharField(required=False),
-    assigned_to=inline_serializer("incidentAssignedTo", {"person_ids": s.ListField(child=s.IntegerField())}, required=False),
+    assigned_to=inline_serializer(
+        "incidentAssignedTo",
+        {
+            "person_ids": s.ListField(child=s.IntegerField(), required=False),
+            "emails": s.ListField(child=s.EmailField(), required=False, help_text="of members"),
+            "escalate_rule_id": hex_id(required=False),
+            "layer_idx": s.IntegerField(required=False),
+            "notify": inline_serializer(
+                "incidentNotify",
+                {
+                    "follow_preference": s.BooleanField(required=False),
+                    "personal_channels": s.ListField(child=s.CharField(), required=False),
+                    "template_id": hex_id(required=False),
+                },
+                required=False,
+            ),
+        },
+        required=False,
+    ),
 )
 info = door("incidentInfo", summary="One incident with its alerts", incident_id=hex_id(required=False), num=s.CharField(required=False))
 listed = door(
