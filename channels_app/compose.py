@@ -12,7 +12,7 @@ from uuid import UUID
 
 from django.utils.translation import gettext as _
 
-from channels_app import links
+from channels_app import links, policy
 from channels_app.book import Open, Person
 from channels_app.transport import DeliveryError, Message, Receipt
 from mapping.models.contact_point import mask
@@ -119,6 +119,8 @@ def send(claimed: Claimed, now: datetime) -> Result:
         with _RENDERING:
             message, rendered = compose(claimed, now)
             shown = _shown(claimed, rendered, message)
+        if (now - claimed.at).total_seconds() + time.monotonic() - began > policy.stale_after(claimed.attempt):
+            raise policy.NotBegun(_("This machine was too busy to send it in time: it is looked at again first."))
         said = opened.send(message, claimed.target)
     except DeliveryError as error:
         said = error
@@ -162,7 +164,7 @@ def compose(claimed: Claimed, now: datetime) -> tuple[Message, Rendered]:
             rendered = _own_body(claimed, context, now)
         else:
             rendered = render_or_default(
-                said.texts, said.event, context, kind=claimed.channel.kind, fmt=style.format, language=claimed.language,
+                said.texts, said.event, context, kind=claimed.channel.kind, family=style.family, fmt=style.format, language=claimed.language,
                 time_zone=claimed.member.time_zone if claimed.member else "UTC", default=style.default_texts or None, now=now.timestamp(),
             )  # fmt: skip
     message = Message(

@@ -45,12 +45,12 @@ class Rendered:
     error: str | None = None
 
 
-def choose(rows: Sequence[TemplateRow], event: str, kind: str, fmt: str, language: str) -> TemplateRow | None:
-    """The row for an event: the channel's kind before its format, the language before "any"; loops and escalations use the
-    text of the first page where they have none of their own."""
+def choose(rows: Sequence[TemplateRow], event: str, kind: str, fmt: str, language: str, family: str = "") -> TemplateRow | None:
+    """The row for an event: the channel's kind before its family ("sms" for all that send SMS; "" where it has none) before its format,
+    the language before "any"; loops and escalations use the text of the first page where they have none of their own."""
     code = language_of(language)
     for wanted in (event, _STANDS_IN.get(event)):
-        for spoken in dict.fromkeys((kind, fmt)):
+        for spoken in filter(None, dict.fromkeys((kind, family, fmt))):
             for tongue in (code, ""):
                 for row in rows:
                     if row["event"] == wanted and row["kind"] == spoken and row["language"] == tongue:
@@ -69,10 +69,11 @@ def render_or_default(
     time_zone: str = "UTC",
     default: Mapping[Any, str] | None = None,
     now: float | None = None,
+    family: str = "",
 ) -> Rendered:
     """The message for one delivery; never raises, and (but for json, see Rendered) never is empty.
 
-    `default` are texts a transport brings along (see `defaults`), `now` is what "5 minutes ago" counts from (Unix seconds).
+    `default` are texts a transport brings along (see `defaults`), `now` is what "5 minutes ago" counts from (Unix seconds). `family`: see `choose`.
     """
 
     def made(source: str, style: str) -> str:
@@ -93,7 +94,7 @@ def render_or_default(
                 error = error or str(failed)
         return "" if format_named(style).base == "json" else _last_words(context, style)
 
-    row = choose(rows, event, kind, fmt, language)
+    row = choose(rows, event, kind, fmt, language, family)
     body = subject = ""
     if row is not None:
         try:
@@ -129,6 +130,7 @@ def render_bundle(
     default: Mapping[Any, str] | None = None,
     recipient: Mapping[str, Any] | None = None,
     now: float | None = None,
+    family: str = "",
 ) -> tuple[Rendered, int]:
     """One message for as many of the incidents (in the order given) as fit `limit` bytes of UTF-8 and `max_chars` characters, and how many
     these are.
@@ -139,7 +141,7 @@ def render_bundle(
     def message(count: int) -> Rendered:
         context = {**build_bundle(incidents[:count], left=len(incidents) - count), "recipient": recipient}
         return render_or_default(
-            rows, BUNDLE, context, kind=kind, fmt=fmt, language=language, time_zone=time_zone, default=default, now=now
+            rows, BUNDLE, context, kind=kind, family=family, fmt=fmt, language=language, time_zone=time_zone, default=default, now=now
         )
 
     def fits(rendered: Rendered) -> bool:

@@ -428,6 +428,20 @@ def test_the_nearest_text_is_chosen() -> None:
     assert chosen("triggered", "sms", "plain", "en") is None
 
 
+def test_a_text_for_a_family_serves_all_its_kinds() -> None:
+    rows = [row(id=1, kind="plain"), row(id=2, kind="sms"), row(id=3, kind="twilio_sms"), row(id=4, kind="", event="closed")]
+    found = [
+        choose(rows, "triggered", kind, "plain", "en", family)
+        for kind, family in (("twilio_sms", "sms"), ("http_sms", "sms"), ("sandbox", ""))
+    ]
+    assert [one and one["id"] for one in found] == [3, 2, 1]
+    assert choose(rows, "closed", "sandbox", "plain", "en", "") is None, "no family is not a family"
+    given = {"fmt": "plain", "language": "en", "rows": [row(id=7, kind="sms", event="bundle", body="{{ incidents|length }}")]}
+    assert (
+        render_bundle(sample("en", "critical", "bundle")["incidents"][:2], kind="http_sms", family="sms", limit=99, **given)[0].text == "2"
+    )  # type: ignore[arg-type]
+
+
 def test_a_text_that_fails_is_replaced_and_reported() -> None:
     good = deliver([row()])
     assert good == Rendered("[#a1b2c3] Order service error rate above 5%", "custom Order service error rate above 5%", None, 1, None)

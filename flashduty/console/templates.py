@@ -19,11 +19,21 @@ from mapping.models import Team
 from templates_app.models import Template, TemplateSet
 
 
+FAMILIES = {
+    "voice": gettext_lazy("All voice calls"),
+    "sms": gettext_lazy("All SMS"),
+    "im": gettext_lazy("All IM bots and apps"),
+    "app": gettext_lazy("The app"),
+}
+
+
 def kinds() -> list[tuple[str, Any]]:
-    """What a text may be written for: the kinds of channels there are, and whole formats."""
+    """What a text may be written for: families of channel kinds, the kinds there are, and whole formats. A name stands in one list only."""
     known = transport.transports()
-    formats = sorted({style.format for style in known.values()} - set(known))
+    families = dict.fromkeys(style.family for style in known.values() if style.family and style.family not in known)
+    formats = sorted({style.format for style in known.values()} - set(known) - set(families))
     return [
+        (str(gettext_lazy("Families of channels")), [(name, FAMILIES.get(name, name)) for name in families]),
         (str(gettext_lazy("Channel kinds")), [(kind, style.label) for kind, style in known.items()]),
         (str(gettext_lazy("Formats")), [(name, name) for name in formats]),
     ]
