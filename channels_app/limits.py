@@ -50,9 +50,17 @@ def look(log: Mapping[str, Sequence[float]], limits: Sequence[Limit], now: datet
     wait = at
     for limit in limits:
         inside = _inside(log, limit, at)
-        free = min(free, limit.count - len(inside))
-        if len(inside) >= limit.count:
+        left = limit.count - len(inside)
+        if left <= 0:
             wait = max(wait, inside[len(inside) - limit.count] + _span(limit))
+        elif _is_paced(limit) and (burst := limit.count - limit.count // 2 - len(inside)) <= 0:
+            # Half of a minute's messages leave as they come. In a storm the other half would be gone a second later, and what is critical would
+            # wait for a minute; so they are spread over the time until the next one comes back, and each carries what waits.
+            ready = inside[-1] + (inside[0] + _span(limit) - inside[-1]) / (left + 1)
+            left, wait = (1, wait) if ready <= at else (0, max(wait, ready))
+        elif _is_paced(limit):
+            left = burst
+        free = min(free, left)
     # A millisecond more, so that rounding never says "now".
     return (free, None) if free > 0 else (0, datetime.fromtimestamp(wait + 0.001, UTC))
 
@@ -66,6 +74,11 @@ def taken(log: Mapping[str, Sequence[float]], limits: Sequence[Limit], now: date
 def _inside(log: Mapping[str, Sequence[float]], limit: Limit, at: float) -> list[float]:
     # An instant in the future is one from before the clock was set back: it counts as now.
     return [min(then, at) for then in log.get(_name(limit), ()) if then > at - _span(limit)]
+
+
+def _is_paced(limit: Limit) -> bool:
+    """Windows in which a wait for their end is a long one, and that have messages enough to be spread."""
+    return 10 <= limit.seconds <= 120 and limit.count >= 8
 
 
 def _span(limit: Limit) -> float:
