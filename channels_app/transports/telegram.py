@@ -151,7 +151,9 @@ class Telegram(Transport):
 
     @classmethod
     def moved(cls, settings: Mapping[str, Any], old: str, new: str) -> Mapping[str, Any]:
-        chats = [new if chat == old else chat for chat in cls.targets(settings)]
+        chats = cls.targets(settings)
+        old = old or (chats[0] if len(chats) == 1 else "")  # "" was the only chat
+        chats = [new if chat == old else chat for chat in chats]
         return {**settings, "chats": "\n".join(dict.fromkeys(chats))}
 
     def send(self, message: Message, address: str) -> Receipt:

@@ -6,7 +6,10 @@ from hypothesis import strategies as st
 
 from channels_app.http import DeliveryError, Http
 from channels_app.transports.discord import BODY, CODES, EMBED, Discord, compose, cut, plain
+from templates_app.choose import render_or_default
+from templates_app.events import EVENTS
 from templates_app.formats import format_named
+from templates_app.samples import SAMPLE_NOW, VARIANTS, sample
 from tests.fakes.discord import PATH, DiscordHook, problems
 from tests.fakes.message import page
 from tests.fakes.server import Reply
@@ -124,6 +127,18 @@ def test_a_thread_is_named_in_the_query(hook):
     error = refused(hook)
     assert error.config and "enter the id of one of its posts" in error.text
     assert "enter another thread" in refused(hook, thread=LI).text
+
+
+@pytest.mark.parametrize("language", ["en", "zh-hans"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_default_texts_of_all_events_arrive_whole(language, variant):
+    for event in EVENTS:
+        context = sample(language, variant, event)
+        said = render_or_default([], event, context, kind="discord", fmt="discord", language=language, now=SAMPLE_NOW)
+        assert not said.error
+        message = page(event=event, subject=said.subject, title=said.subject, text=said.text, language=language)
+        body, detail = compose(message)
+        assert detail == "" and problems(body, True) == {} and DiscordHook.called(body) == []
 
 
 # --- refusals ----------------------------------------------------------------------------------------------------------------------

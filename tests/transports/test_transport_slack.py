@@ -8,7 +8,10 @@ from slack_sdk.webhook import WebhookClient
 
 from channels_app.http import DeliveryError, Http
 from channels_app.transports.slack import CONTENT, REFUSALS, SECTION, WAITS, Slack, compose, cut, sections
+from templates_app.choose import render_or_default
+from templates_app.events import EVENTS
 from templates_app.formats import format_named
+from templates_app.samples import SAMPLE_NOW, VARIANTS, sample
 from tests.fakes.message import page
 from tests.fakes.server import Reply
 from tests.fakes.slack import STATUS, SlackHook
@@ -134,6 +137,19 @@ def test_a_cut_breaks_no_markup():
 def test_sections_are_never_too_long_and_always_end(parts, times):
     found = sections("".join(parts) * times)
     assert all(0 < len(part) <= SECTION for part in found)
+
+
+@pytest.mark.parametrize("language", ["en", "zh-hans"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_default_texts_of_all_events_arrive_whole(language, variant):
+    for event in EVENTS:
+        context = sample(language, variant, event)
+        said = render_or_default([], event, context, kind="slack", fmt="slack", language=language, now=SAMPLE_NOW)
+        assert not said.error
+        message = page(event=event, subject=said.subject, title=said.subject, text=said.text, language=language)
+        body, detail = compose(message)
+        judged(body)
+        assert detail == "" and all(found.startswith("http") for found in SlackHook.calls(body))
 
 
 # --- refusals ----------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The Telegram bot against an API as strict as the real one; the fake itself against TDLib's cases and python-telegram-bot."""
 
 import asyncio
+import re
 
 import pytest
 import telegram as ptb
@@ -11,7 +12,10 @@ from telegram.constants import FloodLimit, MessageLimit
 from channels_app.http import DeliveryError, Http
 from channels_app.transport import Suggests
 from channels_app.transports.telegram import MAX_TEXT, Telegram, compose
+from templates_app.choose import render_or_default
+from templates_app.events import EVENTS
 from templates_app.formats import format_named
+from templates_app.samples import SAMPLE_NOW, VARIANTS, sample
 from tests.fakes.message import page
 from tests.fakes.server import Reply
 from tests.fakes.telegram import TOKEN, BadHtml, Chat, TelegramApi, parse_html
@@ -230,6 +234,20 @@ def test_browser_tags_and_forgotten_ends_still_arrive(api):
     assert sorted(entity["type"] for entity in api.said[0].entities) == ["bold", "italic"]
 
 
+@pytest.mark.parametrize("language", ["en", "zh-hans"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_default_texts_of_all_events_arrive_whole(language, variant):
+    for event in EVENTS:
+        context = sample(language, variant, event)
+        said = render_or_default([], event, context, kind="telegram", fmt="telegram", language=language, now=SAMPLE_NOW)
+        assert not said.error
+        message = page(event=event, subject=said.subject, title=said.subject, text=said.text, language=language)
+        body, detail = compose(message)
+        text, entities = parse_html(body["text"])
+        assert detail == "" and len(text) > 10 and not re.search(r"(?<![\w/@])@[A-Za-z]\w{3,31}", text)
+        assert all(entity["url"].startswith("http") for entity in entities if entity["type"] == "text_link")
+
+
 # --- refusals ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -241,6 +259,8 @@ def test_a_group_that_became_a_supergroup_gets_it_at_once_and_its_new_id_is_told
     saved = Telegram.moved({"token": TOKEN, "chats": f"-55\n{FORUM}:45"}, "-55", receipt.moved)
     assert saved == {"token": TOKEN, "chats": f"{GROUP}\n{FORUM}:45"} and Telegram.check(saved) == {}
     assert Telegram.moved(saved, "-55", str(GROUP)) == saved, "told twice"
+    assert Telegram.moved({"chats": "-55"}, "", str(GROUP)) == {"chats": str(GROUP)}
+    assert Telegram.moved({"chats": ""}, "-55", str(GROUP)) == {"chats": ""}, "it was one person's"
 
 
 def test_a_circle_of_migrations_ends(api):

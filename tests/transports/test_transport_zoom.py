@@ -6,7 +6,10 @@ import pytest
 
 from channels_app.http import DeliveryError, Http
 from channels_app.transports.zoom import TEXT, Zoom, compose, cut
+from templates_app.choose import render_or_default
+from templates_app.events import EVENTS
 from templates_app.formats import format_named
+from templates_app.samples import SAMPLE_NOW, VARIANTS, sample
 from tests.fakes.message import page
 from tests.fakes.server import Reply
 from tests.fakes.zoom import ZoomHook
@@ -109,6 +112,21 @@ def test_a_cut_breaks_no_markup():
 def test_a_text_of_the_declared_length_is_not_cut(hook):
     text = "".join(f'#{number:06X} "disk" of host-{number} is full\n' for number in range(1000))[: Zoom.max_chars]
     assert zoom(hook).send(page(text=text, subject="标" * 300, mentions=("KDcuGIm1QgePTO8WbOqwIQ",) * 10), "").detail == ""
+
+
+@pytest.mark.parametrize("language", ["en", "zh-hans"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_default_texts_of_all_events_arrive_whole(language, variant):
+    for event in EVENTS:
+        context = sample(language, variant, event)
+        said = render_or_default([], event, context, kind="zoom", fmt="zoom", language=language, now=SAMPLE_NOW)
+        assert not said.error
+        message = page(event=event, subject=said.subject, title=said.subject, text=said.text, language=language)
+        body, detail = compose(message)
+        item = body["content"]["body"][0]
+        assert (
+            detail == "" and len(item["text"]) <= TEXT and all(found.startswith("http") for found in re.findall(r"<([^<>]*)", item["text"]))
+        )
 
 
 # --- refusals ----------------------------------------------------------------------------------------------------------------------
