@@ -86,10 +86,10 @@ class _House:
 
 
 def reach(
-    member_ids: Iterable[int], severity: str, now: datetime, *, kinds: Sequence[str] | None = None
+    member_ids: Iterable[int], severity: str, now: datetime, *, kinds: Sequence[str] | None = None, hush: bool = True
 ) -> dict[int, list[Target | Missing]]:
     """For each member the ways to reach them now, in order: by `kinds` (or families), or (None) by their own preference for the severity
-    and with their quiet hours.
+    and with their quiet hours (`hush`).
 
     Every wish ends in a Target or in a Missing that says why; a member for whom nothing at all can be said has one Missing.
     """
@@ -125,7 +125,7 @@ def reach(
         if by_default:
             # Nobody asked for these: the ones that are not there are worth a word only when none is.
             found = [item for item in found if isinstance(item, Target)] or found
-        if kinds is None and (quiet := active[member]) is not None:
+        if kinds is None and hush and (quiet := active[member]) is not None:
             found = [_hushed(item, quiet, severity, now) if isinstance(item, Target) else item for item in found]
         result[member] = _once(found) or [Missing("", gettext_noop("No channel is set up that reaches a person for this severity."))]
     return result
