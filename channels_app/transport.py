@@ -224,6 +224,11 @@ class Transport:
         return cls.limits
 
     @classmethod
+    def check_account(cls, address: str) -> str:
+        """Why `address` cannot be one person's own (a group has several readers), in a sentence; "" where it may be."""
+        return "" if address else _("An address is needed.")
+
+    @classmethod
     def moved(cls, settings: Mapping[str, Any], old: str, new: str) -> Mapping[str, Any]:
         """The settings with the address `old` replaced, after the provider said that it has become `new` (Receipt.moved)."""
         return settings

@@ -150,6 +150,13 @@ class Telegram(Transport):
         return str(settings.get("chats") or "").split() or [""]
 
     @classmethod
+    def check_account(cls, address: str) -> str:
+        # Groups and channels have negative ids or names; a private chat has its person's id.
+        return (
+            "" if re.fullmatch(r"[1-9]\d{0,18}", address) else _("The id of a private chat is a number without a sign, such as 123456789.")
+        )
+
+    @classmethod
     def moved(cls, settings: Mapping[str, Any], old: str, new: str) -> Mapping[str, Any]:
         chats = cls.targets(settings)
         old = old or (chats[0] if len(chats) == 1 else "")  # "" was the only chat
