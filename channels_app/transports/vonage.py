@@ -160,8 +160,11 @@ class VonageVoice(Transport):
             call |= {"event_url": [self.callback_url], "event_method": "POST"}
         answer = self.http.post(f"{self._address()}/v1/calls", json=call, headers=self._who(message.sent_at.timestamp()))
         _judge(answer)
-        uuid = answer.json().get("uuid")
+        said = answer.json()
+        uuid = said.get("uuid")
         if not isinstance(uuid, str) or not uuid:
+            if said.get("title") or said.get("error_title"):  # a refusal, whatever a proxy made of its status
+                raise DeliveryError(_("Vonage refused the call: %(body)s") % {"body": answer.quote()}, permanent=False)
             raise DeliveryError(
                 _("%(host)s answered without an id of the call: %(body)s") % {"host": answer.host, "body": answer.quote()},
                 permanent=False,

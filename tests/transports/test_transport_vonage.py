@@ -34,7 +34,7 @@ SETTINGS = {
 ACCEPTED = Reply(
     201, {"uuid": "63f61863-4a51-4f6b-86e1-46edebcf9356", "status": "started", "direction": "outbound", "conversation_uuid": "CON-1"}
 )
-REFUSED_IN_200 = None
+REFUSED_IN_200 = Reply(200, {"title": "Unauthorized", "detail": "You did not provide correct credentials."})
 NEEDS_THE_BODY = True
 ADDRESS = PHONE
 
