@@ -25,6 +25,7 @@ _USER = re.compile(r"[UW][A-Z0-9]{4,20}")
 _GROUP = re.compile(r"S[A-Z0-9]{4,20}")
 _WORD = re.compile(r"[a-z][a-z0-9_]{2,60}")
 _HALF = re.compile(r"(&#?\w{0,8}|<[^<>]{0,3000})$")
+_BARE = re.compile(r"(?<![<|\w])https?://[^\s<>|*`]*[^\s<>|*`.,;:!?)\]'\"]")
 _SIGNS = {"Critical": "🔴", "Warning": "🟠", "Info": "🔵", "Ok": "🟢"}
 
 # What Slack has against the body: the same words without blocks are tried at once.
@@ -172,16 +173,21 @@ def compose(message: Message) -> tuple[dict[str, Any], str]:
     title = " ".join((message.subject or message.title).split())
     detail = ""
     with translation.override(message.language):
-        text = message.text.strip() or _escape(title) or "-"
+        text = _BARE.sub(r"<\g<0>>", message.text.strip() or _escape(title) or "-")
         if len(text) > TEXT:
             text = cut(text, TEXT - 40)[0] + "\n" + _("… shortened")
             detail = _("shortened to %(count)d characters") % {"count": TEXT}
         tail = " ".join(mentions[:80])  # a section full
         sign = _SIGNS["Ok"] if message.event == "closed" else _SIGNS.get(message.severity, "")
         head = f"{sign} {title}".strip()[:HEADER]
+        # verbatim: only what stands between < and > is a mention or a link. Otherwise Slack looks for names and addresses in the words, and
+        # a title could call somebody; so addresses in the words are put between < and > here.
         # plain_text is read as it stands: neither mentions nor links nor :names: of emoji are looked for in it.
         blocks: list[dict[str, Any]] = [{"type": "header", "text": {"type": "plain_text", "text": head, "emoji": False}}] if head else []
-        blocks += [{"type": "section", "text": {"type": "mrkdwn", "text": part}} for part in filter(None, [*sections(text), tail])]
+        blocks += [
+            {"type": "section", "text": {"type": "mrkdwn", "text": part, "verbatim": True}}
+            for part in filter(None, [*sections(text), tail])
+        ]
         buttons = _buttons(message)
         if buttons:
             blocks.append({"type": "actions", "elements": buttons})

@@ -68,6 +68,7 @@ def _sound(blocks: Any) -> bool:
                 assert block["text"]["type"] == "plain_text" and 1 <= len(block["text"]["text"]) <= 150
             elif block["type"] == "section":
                 assert block["text"]["type"] == "mrkdwn" and 1 <= len(block["text"]["text"]) <= 3000
+                assert block["text"].get("verbatim") in (None, True, False)
             else:
                 assert block["type"] == "actions" and 1 <= len(block["elements"]) <= 25
                 for element in block["elements"]:

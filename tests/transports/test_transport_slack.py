@@ -73,6 +73,7 @@ def test_a_page_is_blocks_with_link_buttons(hook):
     )
     header, section, actions = body["blocks"]
     assert header["text"] == {"type": "plain_text", "text": "🔴 Database is down", "emoji": False}
+    assert section["text"]["verbatim"] is True, "no name in the words is looked up"
     assert section["text"]["text"] == "*Database is down*\n#A1B2C3 Critical"
     assert [(b["text"]["text"], b["url"]) for b in actions["elements"]] == [("Acknowledge", f"{LINK}?ack=1"), ("Detail", LINK)]
 
@@ -104,7 +105,17 @@ def test_hostile_titles_arrive_as_words_and_call_nobody(hook, title):
     (body,) = hook.said
     judged(body)
     assert len(hook.seen) == 1, "nothing had to be mended"
-    assert all(found.startswith(LINK) for found in SlackHook.calls(body))
+    assert all(found.startswith((LINK, "https://evil.example")) for found in SlackHook.calls(body)), (
+        "an address in the words is a link, and no more"
+    )
+
+
+def test_addresses_in_the_words_are_links(hook):
+    words = "see https://wiki.example.com/a_b?x=1&amp;y=2. *https://a.example* (http://b.example) <https://c.example|https://d.example> xhttps://e"
+    slack(hook).send(page(text=words), "")
+    assert SlackHook.calls(hook.said[0]) == [
+        "https://wiki.example.com/a_b?x=1&amp;y=2", "https://a.example", "http://b.example", "https://c.example|https://d.example",
+    ]  # fmt: skip
 
 
 def test_long_texts_become_sections_and_then_are_cut(hook):
