@@ -6,10 +6,15 @@ first; what is named after its deadline has a fallback that started by then; and
 """
 
 import re
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
+
+from tests.fakes.dingtalk import DingTalkBot
+from tests.fakes.feishu import FeishuBot
+from tests.fakes.wecom import WeComBot
 
 # Every page of some channels: with what it named, when it was due, when it went, inside which other one, and when its fallback began.
 RECORDS: Final = """
@@ -48,6 +53,17 @@ class Taken:
 
     at: float
     numbers: frozenset[int]
+
+
+def severity(number: int) -> str:
+    """One in ten is critical, three are warnings."""
+    return "Critical" if number % 10 == 7 else "Warning" if number % 10 in (2, 4, 6) else "Info"
+
+
+def real(kind: str) -> Any:
+    """A bot of a kind, to be entered: as strict as the real one (tests/fakes), by the clock on the wall."""
+    style = {"dingtalk": DingTalkBot, "feishu": FeishuBot, "wecom": WeComBot}[kind]
+    return type("Bot", (style,), {"kind": kind, "now": property(lambda self: time.time(), lambda self, value: None)})()
 
 
 def numbers(text: str) -> set[int]:

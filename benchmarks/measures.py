@@ -1,11 +1,14 @@
 """The measurements. Each takes the running product and returns rows: what was measured, our number, the goal, and what else was seen."""
 
 import asyncio
+import contextlib
+import json
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from benchmarks import flood as proof
 from benchmarks.product import Broken, Busy, Product
 from benchmarks.wire import Provider, Source, percentile
 
@@ -286,6 +289,58 @@ async def _fire(bench: Bench, live: int, due: int, step: float) -> list[Row]:
     ]
 
 
+async def flood(bench: Bench) -> list[Row]:
+    """The limit proof (benchmarks/flood.py): 10,000 alerts in 10 s to one DingTalk bot, then to six bots of three kinds."""
+    return [
+        row
+        for name, kinds in (("one DingTalk bot", ["dingtalk"]), ("six bots", ["dingtalk", "feishu", "wecom"] * 2))
+        for row in await _flood(bench, name, kinds)
+    ]
+
+
+async def _flood(bench: Bench, name: str, kinds: list[str], most: float = 1200) -> list[Row]:
+    await bench.settle()
+    count = max(60, int(10_000 * min(1.0, bench.scale)))
+    with contextlib.ExitStack() as running:
+        bots = [running.enter_context(proof.real(kind)) for kind in kinds]
+        made = await asyncio.to_thread(bench.product.django, "bots", json.dumps({"bots": [[bot.kind, bot.hook, bot.host] for bot in bots]}))
+        await asyncio.sleep(1.5)  # the drain looks for new channels about once a second
+        bench.source.severity = proof.severity
+        busy, begun = Busy(bench.product), time.time()
+        try:
+            numbers = set(await bench.source.steady(made["urls"], count / 10, 10))
+        finally:
+            bench.source.severity = lambda number: "Critical"
+        named: set[int] = set()
+
+        def all_named() -> bool:
+            named.update(*(message.numbers for bot in bots for message in proof.ledger(bot)))
+            return named >= numbers
+
+        while not all_named() and time.time() < begun + most:
+            await asyncio.sleep(0.5)
+        done = time.time() - begun
+        await asyncio.sleep(3)  # until the last answers are rows, too
+        ledgers = {channel: (proof.ledger(bot), len(bot.blocks)) for channel, bot in zip(made["channels"], bots, strict=True)}
+        pages = [proof.Page(*row) for row in await asyncio.to_thread(bench.product.sql, proof.RECORDS, [made["channels"]])]
+    verdict = proof.judge(pages, ledgers, grace=2)
+    wrong = verdict.plain() | {
+        "not accepted": bench.source.refused,
+        "accepted and no page": sorted(numbers - {page.number for page in pages}),
+    }
+    seen = busy.since() | {
+        "alerts": count, "messages": {str(pk): len(taken) for pk, (taken, _refusals) in ledgers.items()},
+        "fallbacks": sum(page.fallback_at is not None for page in pages),
+        "last_critical_s": max((page.sent_at or 0) - page.created_at for page in pages if page.severity == "Critical"),
+        "wrong": {what: [len(lines), *lines[:3]] for what, lines in wrong.items() if lines},
+    }  # fmt: skip
+    return [
+        Row(f"flood to {name}: all named after", done, "s", seen=seen),
+        Row(f"flood to {name}: named last of the critical", seen["last_critical_s"], "s"),
+        Row(f"flood to {name}: wrong", sum(map(len, wrong.values())), "", 0, seen=seen["wrong"]),
+    ]
+
+
 # In the order in which they disturb each other least.
 ALL: dict[str, Callable[[Bench], Awaitable[list[Row]]]] = {
     "idle": idle,
@@ -295,5 +350,6 @@ ALL: dict[str, Callable[[Bench], Awaitable[list[Row]]]] = {
     "deliveries": deliveries,
     "storm": storm,
     "timers": timers,
+    "flood": flood,
 }
 SLOW_FLUSH = ("latency", "sustained")

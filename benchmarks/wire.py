@@ -8,7 +8,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
 _LENGTH = re.compile(rb"content-length:\s*(\d+)", re.IGNORECASE)
@@ -175,6 +175,7 @@ class Source:
         self.answered: dict[int, float] = {}
         self.refused: list[str] = []
         self.number = 0
+        self.severity: Callable[[int], str] = lambda number: "Critical"
         self._idle: dict[str, list[_Connection]] = {}
 
     async def post(self, push_url: str) -> int:
@@ -183,7 +184,7 @@ class Source:
         number = self.number
         url = urlsplit(push_url)
         alert = {
-            "event_status": "Critical", "title_rule": f"bench {number}", "alert_key": f"bench-{number}",
+            "event_status": self.severity(number), "title_rule": f"bench {number}", "alert_key": f"bench-{number}",
             "description": "A benchmark's alert: nothing is wrong.", "labels": {"service": "bench", "host": f"h{number % 50}", "check": "load"},
         }  # fmt: skip
         body = json.dumps(alert).encode()
@@ -216,15 +217,16 @@ class Source:
         _transport, connection = await asyncio.get_running_loop().create_connection(_Connection, host, port)
         return connection
 
-    async def steady(self, push_url: str, rate: float, seconds: float) -> list[int]:
-        """An open loop: `rate` posts a second whatever the answers do. The numbers of the alerts."""
+    async def steady(self, push_url: str | Sequence[str], rate: float, seconds: float) -> list[int]:
+        """An open loop: `rate` posts a second whatever the answers do, to several addresses in turn. The numbers of the alerts."""
+        urls = [push_url] if isinstance(push_url, str) else push_url
         loop = asyncio.get_running_loop()
         begun = loop.time()
         posts = []
         for turn in range(int(rate * seconds)):
             if (pause := begun + turn / rate - loop.time()) > 0:
                 await asyncio.sleep(pause)
-            posts.append(asyncio.ensure_future(self.post(push_url)))
+            posts.append(asyncio.ensure_future(self.post(urls[turn % len(urls)])))
         return list(await asyncio.gather(*posts))
 
     async def closed(self, push_url: str, provider: Provider, *, window: int, connections: int, seconds: float) -> None:

@@ -3,11 +3,13 @@
 make     {"provider": port, "mail": port}                    workspaces, channels, rules; prints {name: push_url}
 timers   {"live": n, "due": n, "first": Unix s, "step": s}   runs that loop; the first `due` of them at first, first + step, ...
 backlog  {"count": n}                                        deliveries to the slow provider, all due now
+bots     {"bots": [[kind, webhook address, host:port], ...]} a workspace and a rule for each, the fast provider as its fallback; prints urls, channels
 """
 
 import json
 import sys
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import django
 
@@ -53,12 +55,29 @@ def make(provider: int, mail: int) -> dict[str, str]:
     return urls
 
 
-def _space(name: str) -> tuple[Layer, str]:
+def _space(name: str, loops: int = 6) -> tuple[Layer, str]:
     space = Workspace.objects.create(name=f"bench {name}")
     source = Integration.objects.create(workspace=space, kind="standard", name=f"bench {name}")
     rule = EscalationRule.objects.create(workspace=space, name=f"bench {name}")
-    layer = Layer.objects.create(rule=rule, idx=0, escalate_window=720, notify_step=120, max_times=6)
+    layer = Layer.objects.create(rule=rule, idx=0, escalate_window=720, notify_step=120, max_times=loops)
     return layer, f"{settings.BASE_URL}/event/push/alert/standard?integration_key={source.key}"
+
+
+@transaction.atomic
+def bots(bots: list[tuple[str, str, str]]) -> dict[str, list[Any]]:
+    """A workspace for each bot, whose pages come once: what is measured is the flood and not its repetition."""
+    spare = Channel.objects.get(name="bench fast")
+    urls, channels = [], []
+    for kind, hook, host in bots:
+        name = f"{kind} {Channel.objects.count()}"
+        channel = Channel.objects.create(
+            kind=kind, name=f"bench {name}", settings={"url": hook, "keyword": "#"}, allowed_hosts=[host], fallback_channel=spare
+        )
+        layer, url = _space(name, loops=0)
+        LayerChannel.objects.create(layer=layer, channel=channel)
+        urls.append(url)
+        channels.append(channel.id)
+    return {"urls": urls, "channels": channels}
 
 
 def _clone(row: models.Model, count: int, changes: dict[str, str]) -> None:
@@ -133,4 +152,4 @@ def backlog(count: int) -> dict[str, int]:
 
 if __name__ == "__main__":
     command, text = sys.argv[1:]
-    print(json.dumps({"make": make, "timers": timers, "backlog": backlog}[command](**json.loads(text))))  # type: ignore[operator]  # one of three signatures
+    print(json.dumps({"make": make, "timers": timers, "backlog": backlog, "bots": bots}[command](**json.loads(text))))  # type: ignore[operator]  # each has its own arguments

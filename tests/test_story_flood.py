@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from django.db import connection
 
-from benchmarks.flood import RECORDS, Page, Taken, judge, ledger
+from benchmarks.flood import RECORDS, Page, Taken, judge, ledger, severity
 from channels_app import limits, outbox
 from channels_app.models import Channel, Delivery
 from channels_app.transport import Limit
@@ -27,10 +27,6 @@ def on_the_clock(world, kind: str, **options):
     """A bot whose clock is the story's."""
     style = KINDS[kind]
     return type("Bot", (style,), {"now": property(lambda self: world.now.timestamp(), lambda self, value: None)})(**options)
-
-
-def severity(number: int) -> str:
-    return "Critical" if number % 10 == 7 else "Warning" if number % 10 in (2, 4, 6) else "Info"
 
 
 def flood(world, channels: list[int], first: int, count: int) -> None:
