@@ -185,6 +185,38 @@ def test_a_call_of_which_nothing_is_heard_falls_back_after_three_minutes(phones)
     assert phones.call.state == "delivered", "late is better than never"
 
 
+def test_a_clock_that_is_set_back_makes_no_silence_longer(phones):
+    phones.page()
+    phones.scene.run()
+    sent = phones.scene.now
+    back = timedelta(hours=1)
+    outbox.turned_back(back, sent - back)
+    assert (phones.call.fallback_at, phones.call.poll_at) == (sent + policy.SILENCE - back, sent + policy.POLL_LATER - back)
+
+
+@pytest.mark.parametrize("how", ["told", "silent"])
+def test_a_call_that_carried_several_pages_and_reached_nobody_falls_back_for_each(phones, how):
+    Channel.objects.filter(id=phones.voice.id).update(limits={"per_minute": 1})
+    for topic in (1, 2, 3):
+        phones.scene.page(outbox.To(phones.voice.id, PHONE, phones.scene.lee.id), topic=topic, title=f"Incident {topic}")
+        if topic == 1:
+            phones.scene.run()
+    phones.tell("completed")
+    phones.scene.pass_time(75)
+    assert len(phones.account.calls) == 2 and phones.account.words(-1)[0][1].startswith("2 incidents are waiting")
+    calls = Delivery.objects.filter(channel=phones.voice, message_id=phones.account.calls[1]["sid"])
+    assert sorted(row.state for row in calls) == ["bundled", "sent"]
+    Delivery.objects.filter(fallback_of__isnull=False).delete()  # those of the minute's wait
+    phones.account.messages.clear()
+    if how == "told":
+        phones.tell("no-answer")
+        phones.scene.run(60)
+    else:
+        phones.scene.pass_time(182)
+    assert {row.state for row in calls.all()} == {"failed" if how == "told" else "unknown"}
+    assert Delivery.objects.filter(fallback_of__in=calls, channel=phones.sms).count() == 2
+
+
 def test_silence_on_the_only_way_is_reported_upward(phones):
     Channel.objects.filter(id=phones.voice.id).update(fallback_kinds=[])
     ChannelHealth.objects.create(channel=phones.sms, last_success_at=phones.scene.now)

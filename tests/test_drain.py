@@ -241,6 +241,22 @@ def test_who_cannot_call_us_is_asked_what_became_of_its_messages(asked):
     assert not {name for name, _ids in Asked.questions} & {threading.current_thread().name}
 
 
+def test_a_provider_that_calls_us_before_we_have_written_is_heard(asked, monkeypatch):
+    monkeypatch.setattr(tasks, "CHORES", 0.05)
+    channel = asked.channel("a", kind="asked")
+
+    def answer(message: transport.Message) -> transport.Receipt:
+        assert not outbox.receipt(channel.id, "m9", "failed", "nobody answered", db_now())
+        connection.close()  # this thread's
+        return transport.Receipt("m9")
+
+    asked.plan("a", answer)
+    asked.page(asked.person(channel))
+    running = Running("drain-0")
+    running.until(lambda: Delivery.objects.filter(message_id="m9", state="failed", reason="nobody answered").exists())
+    running.end()
+
+
 def test_a_provider_that_hangs_when_asked_blocks_neither_pages_nor_other_channels(asked, hang, monkeypatch):
     monkeypatch.setattr(Asked, "hangs", hang)
     asked.channel("a", kind="asked")

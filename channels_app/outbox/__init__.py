@@ -1,7 +1,7 @@
 """The outbox: what is to be said becomes rows, rows become requests, and every answer becomes a row again.
 
 Above it: `post` and `cancel` in the transaction of whoever decides, `receipt` and `answered` when the world answers. Below it, the parts
-the drain is made of: `claim`, `record`, `early`, `to_ask`, `silences`, `fallbacks`, `take_over`; `run_once` is all of them without a thread, so that a test plays a story.
+the drain is made of: `claim`, `record`, `early`, `to_ask`, `silences`, `fallbacks`, `take_over`; `run_once` is all of them (but for asking providers) without a thread, so that a test plays a story.
 
 What holds at every line, whatever dies:
 - A request leaves only after its row was set to `sending` in the statement that re-read its state, so after an acknowledgement was

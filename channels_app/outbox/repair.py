@@ -73,6 +73,12 @@ def turned_back(lost: timedelta, now: datetime) -> None:
                WHERE state IN ('queued', 'sending')""",
             values,
         )
+        # Calls that were sent and of which nothing was heard.
+        cursor.execute(
+            """UPDATE channels_app_delivery SET fallback_at = fallback_at - %(lost)s, poll_at = poll_at - %(lost)s
+               WHERE (fallback_at > %(now)s OR poll_at > %(now)s) AND state NOT IN ('queued', 'sending')""",
+            values,
+        )
         cursor.execute("UPDATE channels_app_channelhealth SET open_until = open_until - %(lost)s WHERE open_until > %(now)s", values)
 
 
