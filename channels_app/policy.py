@@ -32,7 +32,24 @@ PROBE_SECONDS: Final = 10  # how long a probe has before the next one goes
 MONTH_LOOK: Final = timedelta(minutes=5)  # what waits for the next month is looked at again so often: somebody may have raised the quota
 MONTH_USED_UP: Final = gettext_noop("the month's messages of this channel are used up")
 
-Outcome = Literal["sent", "delivered", "failed", "network", "unknown"]
+# What was claimed so long ago and is not under way is looked at again: somebody may have acknowledged meanwhile. Longer with each attempt, so
+# that a machine that is always late sends all the same, and always shorter than the lease.
+STALE: Final = 1.0
+STALEST: Final = 16.0
+
+Outcome = Literal["sent", "delivered", "failed", "network", "unknown", "late"]
+
+
+class NotBegun(DeliveryError):
+    """No request left: it had been claimed too long ago."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, permanent=False)
+
+
+def stale_after(attempt: int) -> float:
+    """How many seconds after its claim an attempt (1, 2, ...) may still begin."""
+    return float(min(STALE * 2 ** (attempt - 1), STALEST))
 
 
 def deadline(severity: str) -> timedelta:
@@ -89,6 +106,8 @@ def judge(
     """Decides after an attempt that took `seconds` and ended at `now`; `tries` includes it."""
     if isinstance(said, Receipt):
         return Verdict(said.state, said.state)
+    if isinstance(said, NotBegun):
+        return Verdict("late", "queued", said.text, now)
     outcome: Outcome = "unknown" if said.left else "network" if said.is_network else "failed"
     reason = said.text[:500]
     if said.permanent:

@@ -12,7 +12,7 @@ from django.db import connection, transaction
 from channels_app import compose, limits, outbox, policy, transport
 from channels_app.book import Book
 from channels_app.http import DeliveryError
-from channels_app.models import Address, Channel, ChannelHealth, Delivery, Notification
+from channels_app.models import Account, Address, Channel, ChannelHealth, Delivery, Notification
 from channels_app.transport import Limit, Message, Receipt, Transport
 from escalation.ids import hex_id
 from mapping.models import ContactPoint, Installation, Member
@@ -59,6 +59,16 @@ class Chat(Provider):
     reach = "group"
     concurrency = 1
     max_bytes = 4000
+
+    @classmethod
+    def targets(cls, settings: Any) -> list[str]:
+        return settings.get("chats", [""])
+
+    @classmethod
+    def moved(cls, settings: Any, old: str, new: str) -> dict[str, Any]:
+        return (
+            settings | {"chats": [new if chat == old else chat for chat in settings.get("chats", [])]} if "chats" in settings else settings
+        )
 
 
 class Scene:
@@ -433,6 +443,7 @@ def test_our_own_network_exhausts_nothing_and_raises_the_alarm(scene):
     scene.plan("a", Receipt())
     scene.pass_time(600)
     assert scene.row(channel__name="a").state == "sent"
+    assert Installation.get().alarm == ""  # a channel got through
 
 
 def test_one_provider_that_cannot_be_reached_while_others_can_is_theirs(scene):
@@ -619,6 +630,89 @@ def test_messages_waiting_for_a_limit_past_their_deadline_take_the_fallback(scen
     scene.page(outbox.To(channel.id, ""), topic=3)
     scene.run(1)
     assert scene.names()[-1] == "other"
+
+
+# ---- a machine that is too busy ------------------------------------------------------------------------------------------------------
+
+
+def late(scene: Scene, seconds: float, holder: str = "busy") -> None:
+    """A drain claims, and comes to send so much later."""
+    _book, claimed = claim(scene, holder)
+    scene.now += timedelta(seconds=seconds)
+    outbox.record(holder, [compose.send(one, scene.now) for one in claimed], scene.now)
+
+
+def test_what_was_acknowledged_between_its_claim_and_a_late_request_does_not_leave(scene):
+    scene.page(scene.person(scene.channel("a")))
+    _book, claimed = claim(scene, "busy")
+    outbox.cancel([1], "acknowledged", scene.now)
+    scene.now += timedelta(seconds=3)
+    outbox.record("busy", [compose.send(claimed[0], scene.now)], scene.now)
+    assert (scene.row().state, scene.row().reason, scene.row().tries) == ("cancelled", "acknowledged", 0)
+    assert not Provider.got and scene.row().log[0][3] == "late"
+    scene.pass_time(600)
+    assert not Provider.got
+
+
+def test_a_request_that_comes_late_is_looked_at_again_and_leaves_although_the_machine_stays_slow(scene):
+    scene.page(scene.person(scene.channel("a")))
+    for _turn in range(3):
+        late(scene, 3)
+    assert [line[3] for line in scene.row().log] == ["late", "late", "sent"]
+    assert (scene.row().state, scene.row().tries, scene.row().possible_repeat, len(Provider.got)) == ("sent", 1, False, 1)
+    assert not ChannelHealth.objects.filter(failures__gt=0).exists()
+    assert max(policy.stale_after(attempt) for attempt in range(1, 40)) < policy.LEASE.total_seconds() - 8
+
+
+def test_a_late_bundle_gives_all_of_it_back(scene):
+    channel = limited(scene, 1)
+    for topic in (1, 2, 3):
+        scene.page(outbox.To(channel.id, ""), topic=topic)
+    late(scene, 2)
+    assert not Provider.got and Delivery.objects.filter(state="queued", tries=0, bundled_by=None).count() == 3
+    outbox.cancel([2], "acknowledged", scene.now)
+    scene.pass_time(63)
+    assert [int(one["num"], 16) for one in Provider.got[0][1].incidents] == [1, 3]
+
+
+# ---- an address that its provider renames --------------------------------------------------------------------------------------------
+
+
+def moving(scene: Scene, **fields: Any) -> Channel:
+    channel = scene.channel("chat", "chat", **fields)
+    Channel.objects.filter(id=channel.id).update(settings={"name": "chat", "chats": ["-1", "-2"]})
+    scene.plan("chat", Receipt("m1", moved="-100"), Receipt("m2"))
+    return channel
+
+
+def test_a_renamed_address_is_used_from_now_on_everywhere(scene):
+    channel = moving(scene)
+    mine = Account.objects.create(member=scene.lee, channel=channel, target="-1", verified_at=NOW)
+    scene.page(outbox.To(channel.id, "-1"), topic=1)
+    scene.page(outbox.To(channel.id, "-1"), topic=2)
+    scene.run()
+    assert [address for _n, _m, address in Provider.got] == ["-1", "-100"]
+    channel.refresh_from_db()
+    mine.refresh_from_db()
+    assert channel.settings["chats"] == channel.targets == ["-100", "-2"] and mine.target == "-100"
+    assert [row.target for row in Address.objects.all()] == ["-100"]
+    assert "-100" in scene.row(topic=1).log[0][4]
+
+
+def test_a_renamed_address_whose_new_name_is_known_is_merged_with_it(scene):
+    channel = moving(scene)
+    for target, verified in (("-1", NOW), ("-100", None)):
+        Account.objects.create(member=scene.lee, channel=channel, target=target, verified_at=verified)
+    scene.page(outbox.To(channel.id, "-100"), topic=1, is_page=False, event="closed")
+    scene.plan("chat", Receipt("m0"))
+    scene.run()
+    scene.plan("chat", Receipt("m1", moved="-100"), Receipt("m2"))
+    scene.page(outbox.To(channel.id, "-1"), topic=2)
+    scene.page(outbox.To(channel.id, "-1"), topic=3)
+    scene.run()
+    assert [address for _n, _m, address in Provider.got] == ["-100", "-1", "-100"]
+    assert [(row.target, row.verified_at) for row in Account.objects.all()] == [("-100", NOW)]
+    assert not Address.objects.filter(next_at__isnull=False).exists()
 
 
 # ---- answers -------------------------------------------------------------------------------------------------------------------------

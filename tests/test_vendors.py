@@ -272,6 +272,21 @@ def test_an_im_message_that_fails_goes_out_by_sms_and_e_mail_at_once(story):
     assert story.names()[5:] == ["bot"]
 
 
+def test_a_mailbox_that_one_relay_refuses_for_good_is_not_waited_for(story):
+    story.channel("relay", "mail", position=0, fallback_kinds=["sms"])
+    story.channel("spare", "mail", position=1)
+    story.channel("sms", "sms_one")
+    story.plan("relay", BUSY)
+    page(story, "email")
+    story.pass_time(9)
+    assert story.names() == ["relay"] * 3 + ["spare"]  # it does not answer: the other relay
+    story.plan("relay", GONE)
+    story.plan("spare", GONE)
+    page(story, "email", topic=2)
+    story.run()
+    assert sorted(story.names()[4:]) == ["relay", "sms", "spare"]
+
+
 def test_who_was_told_by_one_vendor_is_not_told_again_by_another_of_the_family(story):
     bot = story.channel("bot", "bot", fallback_kinds=["sms"])
     first = story.channel("sms", "sms_one")

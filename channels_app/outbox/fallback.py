@@ -25,7 +25,7 @@ def fallbacks(now: datetime, notes: Book, *, limit: int = 200) -> int:
     due = list(
         Delivery.objects.filter(fallback_at__lte=now)
         .order_by("fallback_at")
-        .values("id", "notification_id", "notification__severity", "channel_id", "member_id", "address__target", "topic", "priority", "survives_ack", "give_up_at")[:limit]
+        .values("id", "notification_id", "notification__severity", "state", "channel_id", "member_id", "address__target", "topic", "priority", "survives_ack", "give_up_at")[:limit]
     )  # fmt: skip
     if not due:
         return 0
@@ -67,6 +67,8 @@ def _replacements(due: Sequence[Mapping[str, Any]], now: datetime, notes: Book) 
     ways = {(severity, wanted): addresses.reach(members, severity, now, kinds=wanted) for (severity, wanted), members in by_kinds.items()}
     made = []
     for row in due:
+        if row["channel_id"] not in notes.channels:
+            continue
         severity, member = row["notification__severity"], row["member_id"]
         told = tried[row["notification_id"], member]
         to: list[tuple[int, str]]
@@ -74,10 +76,10 @@ def _replacements(due: Sequence[Mapping[str, Any]], now: datetime, notes: Book) 
             to = _other_group(row["channel_id"], notes)
         else:
             to = [(pk, row["address__target"]) for pk in others.get(_asked(row), ()) if pk not in told][:1]
-            if not to:
+            if not to or _is_refused_mailbox(row, notes):
                 found = ways.get((severity, kinds.get(row["id"], ())), {}).get(member, ())
-                to = [(item.channel_id, item.target) for item in found if isinstance(item, addresses.Target)]
-                to = [place for place in to if not _asked_already(place[0], told, notes)]
+                ways_left = [(item.channel_id, item.target) for item in found if isinstance(item, addresses.Target)]
+                to += [place for place in ways_left if not _asked_already(place[0], told, notes)]
         to = [place for place in to if place[0] not in told]
         told += [pk for pk, _target in to]
         made += [
@@ -88,6 +90,11 @@ def _replacements(due: Sequence[Mapping[str, Any]], now: datetime, notes: Book) 
             for place in to
         ]  # fmt: skip
     return made
+
+
+def _is_refused_mailbox(row: Mapping[str, Any], notes: Book) -> bool:
+    """What one relay refuses for good another one will hardly take, so it is not waited for."""
+    return row["state"] == Delivery.State.FAILED and notes.channels[row["channel_id"]].style.reach == "email"
 
 
 def _asked(row: Mapping[str, Any]) -> tuple[int, int, str, str]:

@@ -7,13 +7,15 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from django.db import connection, transaction
+from django.utils.translation import gettext as _
 from django.utils.translation import gettext_noop
 
 from channels_app import policy
 from channels_app.compose import Claimed, Result
 from channels_app.models import ChannelHealth
+from channels_app.outbox.moving import move
 from channels_app.outbox.statements import dicts, planned_once
-from channels_app.transport import DeliveryError, Polls, Receives
+from channels_app.transport import DeliveryError, Polls, Receipt, Receives
 from mapping.clock import wake
 from mapping.models import Installation
 from templates_app.models import report_failure
@@ -49,7 +51,17 @@ def record(holder: str, results: Sequence[Result], now: datetime) -> int:
         exhaust(cursor, evidence, now)
         for template, error in {result.failed_template for result in results if result.failed_template is not None}:
             report_failure(template, error, now)
+    for channel, old, new in sorted(_moved(results)):
+        move(channel, old, new, now)
     return len(written)
+
+
+def _moved(results: Sequence[Result]) -> set[tuple[int, str, str]]:
+    return {
+        (result.claimed.channel.id, result.claimed.target, result.said.moved[:300])
+        for result in results
+        if isinstance(result.said, Receipt) and result.said.moved and result.said.moved[:300] != result.claimed.target
+    }
 
 
 def _write(cursor: Any, holder: str, verdicts: Sequence[tuple[Claimed, Result, policy.Verdict]], now: datetime) -> list[dict[str, Any]]:
@@ -58,17 +70,20 @@ def _write(cursor: Any, holder: str, verdicts: Sequence[tuple[Claimed, Result, p
         message_id, detail = (
             ("", verdict.reason) if isinstance(result.said, DeliveryError) else (result.said.message_id, result.said.detail)
         )
+        if isinstance(result.said, Receipt) and result.said.moved and not detail:
+            detail = _("the provider says that this address has become %(new)s, which is used from now on") % {"new": result.said.moved}
         line = [one.attempt, round(result.started.timestamp(), 3), result.seconds, verdict.outcome, detail[:500]]
         silent_at, poll_at = _to_be_heard(one, result, now)
         rows.append((
             one.id, one.attempt, verdict, message_id[:200], result.subject, result.text, json.dumps([line], ensure_ascii=False), silent_at, poll_at,
+            int(not isinstance(result.said, policy.NotBegun)),
         ))  # fmt: skip
     cursor.execute(
         """WITH r AS (
              SELECT * FROM unnest(%(ids)s::bigint[], %(attempts)s::int[], %(states)s::text[], %(reasons)s::text[], %(at)s::timestamptz[],
                %(falls)s::bool[], %(repeats)s::bool[], %(messages)s::text[], %(subjects)s::text[], %(texts)s::text[], %(lines)s::text[],
-               %(silences)s::timestamptz[], %(polls)s::timestamptz[])
-               AS r(id, attempt, state, reason, not_before, fall, repeat, message_id, subject, text, line, silent_at, poll_at)),
+               %(silences)s::timestamptz[], %(polls)s::timestamptz[], %(counts)s::int[])
+               AS r(id, attempt, state, reason, not_before, fall, repeat, message_id, subject, text, line, silent_at, poll_at, counts)),
            mine AS (
              SELECT d.id AS pk, r.* FROM channels_app_delivery d JOIN r ON r.id = d.id
              WHERE d.holder = %(holder)s AND d.attempts = r.attempt AND d.state IN ('sending', 'bundled') AND d.ended_at IS NULL
@@ -79,7 +94,7 @@ def _write(cursor: Any, holder: str, verdicts: Sequence[tuple[Claimed, Result, p
                           WHEN r.state IN ('sent', 'delivered') AND d.state = 'bundled' THEN 'bundled' ELSE r.state END,
              bundled_by_id = CASE WHEN r.state IN ('sent', 'delivered') THEN d.bundled_by_id END,
              reason = CASE WHEN r.state IN ('sent', 'delivered') THEN '' WHEN r.state = 'queued' AND d.withdrawn THEN d.reason ELSE r.reason END,
-             not_before = COALESCE(r.not_before, d.not_before),
+             not_before = COALESCE(r.not_before, d.not_before), tries = d.tries - 1 + r.counts,
              possible_repeat = d.possible_repeat OR r.repeat,
              sent_at = CASE WHEN r.state IN ('sent', 'delivered') THEN %(now)s ELSE d.sent_at END,
              delivered_at = CASE WHEN r.state = 'delivered' THEN %(now)s ELSE d.delivered_at END,
@@ -110,6 +125,7 @@ def _write(cursor: Any, holder: str, verdicts: Sequence[tuple[Claimed, Result, p
             "lines": [row[6].replace("\\u0000", "") for row in rows],
             "silences": [row[7] for row in rows],
             "polls": [row[8] for row in rows],
+            "counts": [row[9] for row in rows],
         },
     )
     return dicts(cursor)
@@ -203,6 +219,7 @@ def _note_health(cursor: Any, results: Sequence[Result], verdicts: Sequence[tupl
             opened.failures, opened.open_until = failures, until
         if success:
             opened.last_success_at = now
+            Installation.objects.filter(id=1, alarm=NETWORK_ALARM).update(alarm="", alarm_at=None)
 
 
 def wipe_secrets(cursor: Any, ids: Sequence[int]) -> None:
