@@ -16,6 +16,7 @@ urlpatterns = [
     re_path(r"^i/(?P<wire_id>[0-9a-f]{24})/$", pages.shared, name="incident_shared"),
     path("i/<token>/", pages.personal, name="incident_personal"),
     path("me/", me.me, name="me"),
+    path("me/contacts.vcf", me.contacts, name="me_contacts"),
     path("sandbox/", sandbox.sandbox, name="sandbox"),
     path("sandbox/messages", sandbox.messages, name="sandbox_messages"),
     path("sandbox/press", sandbox.press, name="sandbox_press"),

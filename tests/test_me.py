@@ -186,7 +186,7 @@ def ways(member, severity="Critical"):
 def test_channels_in_order_with_a_delay_and_a_sentence_about_them(lee, client, channels):
     text = do(client, "ways:save", severity="Critical", way=["sandbox_app", "sandbox_sms", ""], delay=["0", "120", "0"])
     assert ways(lee) == [("sandbox_app", 0), ("sandbox_sms", 120)]
-    assert "At once: Sandbox: app; after 2 minutes, unless somebody has acknowledged: Sandbox: SMS." in text
+    assert "App at once, SMS after 2 minutes, until somebody has acknowledged." in text
     do(client, "ways:up:1", severity="Critical", way=["sandbox_app", "sandbox_sms"], delay=["0", "120"])
     assert ways(lee) == [("sandbox_sms", 120), ("sandbox_app", 0)]
     do(client, "ways:remove:0", severity="Critical", way=["sandbox_sms", "sandbox_app"], delay=["120", "0"])

@@ -15,18 +15,18 @@ from django.contrib.auth import update_session_auth_hash
 from django.contrib.auth.decorators import login_required
 from django.core.exceptions import ValidationError
 from django.db import transaction
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse, HttpResponseNotFound, HttpResponseRedirect
 from django.shortcuts import render
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy, pgettext
+from django.utils.translation import gettext_lazy
 from django.views.decorators.csrf import csrf_protect
-from django.views.decorators.http import require_http_methods
+from django.views.decorators.http import require_http_methods, require_safe
 
-from channels_app import addresses, verification
-from channels_app.models import Channel, Preference, Verification
+from channels_app import addresses, numbers, verification
+from channels_app.models import Account, Channel, Preference, Verification
 from channels_app.transport import transports
 from escalation.models.workspace import SEVERITIES
-from flashduty.templatetags.web import short
+from flashduty.web import accounts, wishes
 from flashduty.web.pages import guarded, in_words_of
 from mapping.clock import db_now
 from mapping.models import ApiKey, ContactPoint, Device, Member
@@ -53,6 +53,17 @@ class PointForm(forms.ModelForm):
     class Meta:
         model = ContactPoint
         fields = ("kind", "value")
+
+
+class QuietForm(forms.ModelForm):
+    quiet_days = forms.TypedMultipleChoiceField(
+        label=gettext_lazy("quiet on"), choices=list(enumerate(wishes.DAYS)), coerce=int, required=False
+    )
+    quiet_breaks = forms.MultipleChoiceField(label=gettext_lazy("breaks through"), choices=SEVERITIES, required=False)
+
+    class Meta:
+        model = Member
+        fields = ("quiet_start", "quiet_end", "quiet_days", "quiet_breaks")
 
 
 class KeyForm(forms.Form):
@@ -133,6 +144,8 @@ def _verify(request: HttpRequest, member: Member, now: datetime) -> Done:
     point = _point(request, member)
     verification.verify(point, request.POST.get("code", "").strip(), now)
     messages.success(request, _("%(value)s is verified and can be paged.") % {"value": point.value})
+    if point.kind == ContactPoint.Kind.PHONE and numbers.calling([member.pk])[member.pk]:
+        messages.info(request, _("Add the numbers that call you to your contacts now, so that your phone does not block them: see below."))
     return None
 
 
@@ -167,7 +180,7 @@ def _save_ways(request: HttpRequest, member: Member, now: datetime) -> Done:
     severity = request.POST.get("severity", "")
     if severity not in dict(SEVERITIES):
         raise Wrong(_("There is no such severity."))
-    known = {value for value, _label in _choices(member)} | {_way_of(p) for p in member.preferences.filter(severity=severity)}
+    known = _may_choose(member) | {_way_of(p) for p in member.preferences.filter(severity=severity)}
     ways: list[tuple[str, int] | None] = []
     for value, delay in zip(request.POST.getlist("way"), request.POST.getlist("delay"), strict=False):
         if not value:
@@ -195,6 +208,68 @@ def _save_ways(request: HttpRequest, member: Member, now: datetime) -> Done:
     Preference.objects.bulk_create(rows[:MOST_WAYS])
     messages.success(request, _("Saved: what happens is written below."))
     return None
+
+
+def _save_quiet(request: HttpRequest, member: Member, now: datetime) -> Done:
+    form = QuietForm(request.POST, instance=member)
+    if not form.is_valid():
+        raise Wrong(_errors(form))
+    form.save()
+    messages.success(request, _("Saved: what happens is written below.") if member.quiet else _("You have no quiet hours."))
+    return None
+
+
+def _no_quiet(request: HttpRequest, member: Member, now: datetime) -> Done:
+    member.quiet_start = member.quiet_end = None
+    member.save(update_fields=["quiet_start", "quiet_end"])
+    messages.success(request, _("You have no quiet hours."))
+    return None
+
+
+def _find_chats(request: HttpRequest, member: Member, now: datetime) -> Done:
+    channel, text = _number(request.POST.get("channel", "")), request.POST.get("text", "")
+    return {"chats": accounts.search(member, channel, text, now), "chats_of": channel}
+
+
+def _add_account(request: HttpRequest, member: Member, now: datetime) -> Done:
+    account = accounts.add(member, request.POST)
+    messages.info(request, _("%(name)s is added. It is told nothing until it is verified: send a code to it.") % {"name": account})
+    return None
+
+
+def _add_own(request: HttpRequest, member: Member, now: datetime) -> Done:
+    account = accounts.add_own(member, request.POST.get("kind", ""), request.POST)
+    messages.info(request, _("%(name)s is added. It is told nothing until it is verified: send a code to it.") % {"name": account})
+    return None
+
+
+def _send_account_code(request: HttpRequest, member: Member, now: datetime) -> Done:
+    account = _account(request, member)
+    verification.send_code(account, now)
+    messages.success(request, _("A code is on its way to %(value)s. It is good for ten minutes.") % {"value": account})
+    return None
+
+
+def _verify_account(request: HttpRequest, member: Member, now: datetime) -> Done:
+    account = _account(request, member)
+    verification.verify(account, request.POST.get("code", "").strip(), now)
+    messages.success(request, _("%(value)s is verified. Choose it below for the severities it is for.") % {"value": account})
+    return None
+
+
+def _remove_account(request: HttpRequest, member: Member, now: datetime) -> Done:
+    account = _account(request, member)
+    accounts.remove(account)
+    messages.success(request, _("%(value)s is removed.") % {"value": account})
+    return None
+
+
+def _account(request: HttpRequest, member: Member) -> Account:
+    rows = member.accounts.select_related("channel").defer("channel__settings", "channel__proxy")
+    account = rows.filter(pk=_number(request.POST.get("account", ""))).first()
+    if account is None:
+        raise Wrong(_("You have no such account."))
+    return account
 
 
 @transaction.atomic
@@ -255,6 +330,14 @@ ACTIONS: dict[str, Callable[[HttpRequest, Member, datetime], Done]] = {
     "point_first": _first_point,
     "point_remove": _remove_point,
     "ways": _save_ways,
+    "quiet": _save_quiet,
+    "quiet_off": _no_quiet,
+    "chats": _find_chats,
+    "account_add": _add_account,
+    "own_add": _add_own,
+    "account_code": _send_account_code,
+    "account_verify": _verify_account,
+    "account_remove": _remove_account,
     "key_add": _add_key,
     "key_revoke": _revoke_key,
     "device_switch": _switch_device,
@@ -280,22 +363,34 @@ def _errors(form: forms.BaseForm) -> str:
 
 def _page(request: HttpRequest, member: Member, now: datetime, **shown: Any) -> HttpResponse:
     points = list(member.contact_points.order_by("position", "id"))
-    waiting = set(Verification.objects.filter(contact_point__in=points, expires_at__gt=now).values_list("contact_point_id", flat=True))
+    linked = list(member.accounts.select_related("channel").defer("channel__settings", "channel__proxy").order_by("id"))
+    waiting = Verification.objects.filter(expires_at__gt=now)
     first: dict[str, ContactPoint] = {}
     for point in points:
         if point.is_usable:
             first.setdefault(point.kind, point)
+    bots = accounts.bots(member)
+    choices = _choices(member)
     context = {
         "member": member,
         "now": now,
         "points": points,
-        "waiting_ids": waiting,
+        "waiting_ids": set(waiting.filter(contact_point__in=points).values_list("contact_point_id", flat=True)),
         "first_ids": {point.pk for point in first.values()},
         "point_kinds": ContactPoint.Kind.choices,
         "suggest_email": "" if any(point.value.lower() == member.email.lower() for point in points) else member.email,
-        "severities": [_severity(member, severity, words, now) for severity, words in SEVERITIES],
-        "choices": _choices(member),
+        "numbers": [numbers.shown(number) for number in numbers.calling([member.pk])[member.pk]],
+        "accounts": [(account, account.channel.owner_id is not None, _label(account.channel.kind)) for account in linked],
+        "waiting_accounts": set(waiting.filter(account__in=linked).values_list("account_id", flat=True)),
+        "bots": bots,
+        "searchable": [bot for bot in bots if hasattr(transports()[bot.kind], "suggest")],
+        "own_kinds": accounts.own_kinds(),
+        "own": accounts.own_form(request.GET.get("own", "")),
+        "most_own": accounts.MOST_OWN,
+        "severities": [_severity(member, severity, words, now, choices) for severity, words in SEVERITIES],
         "delays": DELAYS,
+        "days": [(day, words, day in member.quiet_days) for day, words in enumerate(wishes.DAYS)],
+        "breaks": [(severity, words, severity in member.quiet_breaks) for severity, words in SEVERITIES],
         "keys": list(member.api_keys.order_by("id")),
         "most_keys": MOST_KEYS,
         "expiries": EXPIRIES,
@@ -308,17 +403,51 @@ def _page(request: HttpRequest, member: Member, now: datetime, **shown: Any) -> 
     return render(request, "web/me.html", context)
 
 
-def _choices(member: Member) -> list[tuple[str, str]]:
-    """What a preference may name: a kind (its first enabled channel), or one channel of a kind that has several; (value, label)."""
-    by_kind: dict[str, list[Channel]] = {}
+@guarded()
+@login_required
+@require_safe
+def contacts(request: HttpRequest) -> HttpResponse:
+    """`/me/contacts.vcf`: the contact card of the numbers that call whoever is signed in; 404 where there are none."""
+    return card_response(Member.objects.get(pk=request.user.pk), db_now())
+
+
+def card_response(member: Member, now: datetime) -> HttpResponse:
+    """The contact card for `member` as a file to import."""
+    card = numbers.card_of(member, now)
+    if not card:
+        return HttpResponseNotFound(_("No number calls you yet."), content_type="text/plain; charset=utf-8")
+    return HttpResponse(
+        card, content_type="text/vcard; charset=utf-8", headers={"Content-Disposition": 'attachment; filename="flashduty.vcf"'}
+    )
+
+
+def _usable(member: Member) -> list[Channel]:
+    """The channels by which this member could be reached: shared, of their teams, their own."""
     rows = Channel.objects.filter(Channel.usable_q(member), status=Status.ENABLED, kind__in=addresses.kinds_for_people())
-    for channel in rows.only("id", "name", "kind").order_by("position", "id").distinct():
-        by_kind.setdefault(channel.kind, []).append(channel)
+    return list(rows.only("id", "name", "kind", "owner_id").order_by("position", "id").distinct())
+
+
+def _may_choose(member: Member) -> set[str]:
+    """What a preference may name: a family (whichever vendor), a kind, or one channel."""
+    return {way for row in _usable(member) for way in (addresses.family(row.kind), row.kind, f"{row.kind}:{row.pk}")}
+
+
+def _choices(member: Member) -> list[tuple[str, str]]:
+    """What the page offers of that, as (value, label): families, within them kinds where there are several, and channels where a kind has several
+    or they are somebody's own."""
+    families: dict[str, dict[str, list[Channel]]] = {}
+    for channel in _usable(member):
+        families.setdefault(addresses.family(channel.kind), {}).setdefault(channel.kind, []).append(channel)
+    order = [*wishes.FAMILIES, *sorted(families.keys() - wishes.FAMILIES.keys())]
     choices = []
-    for kind, channels in sorted(by_kind.items()):
-        choices.append((kind, str(transports()[kind].label)))
-        if len(channels) > 1:
-            choices += [(f"{kind}:{channel.pk}", f"{transports()[kind].label}: {channel.name}") for channel in channels]
+    for family in filter(families.__contains__, order):
+        kinds = families[family]
+        choices.append((family, _label(family)))
+        for kind, channels in sorted(kinds.items()):
+            if len(kinds) > 1:
+                choices.append((kind, f"{_label(family)}: {_label(kind)}"))
+            if len(channels) > 1 or any(channel.owner_id for channel in channels):
+                choices += [(f"{kind}:{channel.pk}", f"{_label(family)}: {channel.name}") for channel in channels]
     return choices
 
 
@@ -327,33 +456,39 @@ def _way_of(preference: Preference) -> str:
 
 
 def _label(kind: str) -> str:
+    """A family or kind as people call it."""
+    if kind in wishes.FAMILIES:
+        words = str(wishes.FAMILIES[kind])
+        return words[:1].upper() + words[1:]
     return str(transports()[kind].label) if kind in transports() else kind
 
 
-def _severity(member: Member, severity: str, words: Any, now: datetime) -> dict[str, Any]:
+def _severity(member: Member, severity: str, words: Any, now: datetime, choices: list[tuple[str, str]]) -> dict[str, Any]:
     """One severity's ways as the form shows them, and a sentence about what really happens: what is missing is not passed over."""
     chosen = list(member.preferences.filter(severity=severity).select_related("channel").order_by("position", "id"))
-    targets = addresses.reach([member.pk], severity, now)[member.pk]
-    by_delay: dict[float, list[str]] = {}
+    found = addresses.reach([member.pk], severity, now, hush=False)[member.pk]
+    targets = [item for item in found if isinstance(item, addresses.Target)]
+    named = {preference.channel_id for preference in chosen}
+    names = dict(Channel.objects.filter(pk__in={target.channel_id for target in targets}).values_list("pk", "name"))
+    steps = []
     for target in targets:
-        if isinstance(target, addresses.Target):
-            by_delay.setdefault(target.delay, [])
-            if _label(target.kind) not in by_delay[target.delay]:
-                by_delay[target.delay].append(_label(target.kind))
-    parts = []
-    for delay, kinds in sorted(by_delay.items()):
-        named = pgettext("between channels", ", ").join(kinds)
-        if delay:
-            parts.append(_("after %(delay)s, unless somebody has acknowledged: %(kinds)s") % {"delay": short(delay), "kinds": named})
-        else:
-            parts.append(_("at once: %(kinds)s") % {"kinds": named})
-    sentence = pgettext("between steps", "; ").join(parts)
+        family = addresses.family(target.kind)
+        told = str(wishes.FAMILIES[family]) if family in wishes.FAMILIES and family != "im" else _label(target.kind)
+        if target.channel_id in named:
+            told = _("%(what)s (%(channel)s)") % {"what": told, "channel": names[target.channel_id]}
+        steps.append(wishes.Step(told, target.delay, addresses.is_silent(target.kind)))
+    rows = []
+    for preference in chosen:
+        way = _way_of(preference)
+        label = preference.channel.name if preference.channel else _label(preference.kind)
+        rows.append({"value": way, "delay": preference.delay, "choices": choices if way in dict(choices) else [(way, label), *choices]})
     return {
         "value": severity,
         "words": words,
-        "rows": [{"value": _way_of(p), "delay": p.delay, "label": p.channel.name if p.channel else _label(p.kind)} for p in chosen],
+        "rows": rows,
+        "choices": choices,
         "by_default": not chosen,
-        "sentence": sentence[:1].upper() + sentence[1:] + pgettext("end of a sentence", ".") if sentence else "",
-        "missing": [(_label(item.kind) if item.kind else "", _(item.reason)) for item in targets if isinstance(item, addresses.Missing)],
+        "sentence": wishes.sentence(steps, severity, member.quiet),
+        "missing": [(_label(item.kind) if item.kind else "", _(item.reason)) for item in found if isinstance(item, addresses.Missing)],
         "full": len(chosen) >= MOST_WAYS,
     }
