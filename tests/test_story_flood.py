@@ -9,6 +9,7 @@ from django.db import connection
 
 from benchmarks.flood import RECORDS, Page, Taken, judge, ledger, severity
 from channels_app import limits, outbox
+from channels_app.book import Book
 from channels_app.models import Channel, Delivery
 from channels_app.transport import Limit
 from escalation.ids import hex_id
@@ -104,6 +105,14 @@ def test_short_windows_and_few_messages_are_not_spread():
     for limit in (Limit(4, 1), Limit(5, 60), Limit(100, 3600)):
         log = limits.taken({}, [limit], START, limit.count - 1)
         assert limits.look(log, [limit], START) == (1, None)
+
+
+def test_a_channel_that_sends_two_messages_a_page_sends_half_as_many(db):
+    settings = {"url": "https://qyapi.weixin.qq.com/cgi-bin/webhook/send?key=c0ffee00-1234"}
+    rows = [Channel.objects.create(kind="wecom", name="x", settings=settings | {"by_phone": by_phone}) for by_phone in (False, True)]
+    book = Book()
+    book.refresh(START)
+    assert [book.channels[row.id].limits for row in rows] == [(Limit(18, 60),), (Limit(9, 60),)]
 
 
 PAGES = [Page(1, 5, "bench 1", "Info", 0, 60, 2, "sent", None, None), Page(2, 5, "bench 2", "Info", 0, 60, 2, "bundled", 1, None)]
