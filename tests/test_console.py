@@ -305,6 +305,36 @@ def test_a_stored_password_does_not_follow_the_server_to_another_place(house: Ho
     assert channel.settings["host"] == "mail.example.com"
 
 
+def test_a_secret_does_not_follow_a_secret_address_to_another_place(house: House):
+    """The webhook address is write-only as well: typed anew it may be anybody's."""
+    channel = Channel.objects.get(team=house.own, kind="feishu")
+    data = {"name": "F", "team": house.own.pk, "status": "enabled", "position": 0, "set_keyword": "#"}
+    evil = "https://evil.example.com/open-apis/bot/v2/hook/aaaaaaaaaaaa"
+    answer = house.client("manager").post(page(ImBot, "change", channel.pk), data | {"set_url": evil})
+    assert answer.status_code == 200 and "enter it again" in answer.content.decode()
+    channel.refresh_from_db()
+    assert channel.settings["url"] != evil
+    answer = house.client("manager").post(page(ImBot, "change", channel.pk), data | {"set_url": evil, "set_secret": "another"})
+    assert answer.status_code == 302
+
+
+def test_a_bot_with_several_chats_is_set_up_and_its_token_stays_at_its_server(house: House):
+    token = "6453328900:" + "A" * 35
+    client = house.client("manager")
+    data = {"name": "T", "team": house.own.pk, "status": "enabled", "position": 0, "set_chats": "-1001234567890:45, @ops_channel"}
+    answer = client.post(page(ImBot, "add") + "?kind=telegram", data | {"set_token": token, "set_api_base": ""})
+    assert answer.status_code == 302, re.findall(r"errorlist.*?</ul>", answer.content.decode(), re.S)
+    channel = Channel.objects.get(kind="telegram")
+    assert channel.targets == ["-1001234567890:45", "@ops_channel"] and channel.settings["token"] == token
+    url = page(ImBot, "change", channel.pk)
+    shown = client.get(url).content.decode()
+    assert token not in shown and "fallback_kinds" in shown and "fallback_channel" in shown
+    answer = client.post(url, data | {"set_api_base": "https://evil.example.com"})
+    assert answer.status_code == 200 and "enter it again" in answer.content.decode()
+    channel.refresh_from_db()
+    assert channel.settings["api_base"] == "https://api.telegram.org"
+
+
 def test_only_administrators_open_the_network(house: House):
     channel = Channel.objects.get(team=house.own, kind="webhook")
     data = {"name": "W", "team": house.own.pk, "status": "enabled", "position": 0, "allowed_hosts": "10.0.0.1:80", "proxy": "http://p:1"}

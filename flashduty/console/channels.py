@@ -191,7 +191,7 @@ class ChannelForm(VisibleForm):
             if target is None or target not in self.errors:
                 for line in lines:
                     self.add_error(target, line)
-        moved = [name for name in PLACES & set(known) - self.style.secret if before and values[name] != before.get(name)]
+        moved = [name for name in PLACES & set(known) - set(kept) if before and values[name] != before.get(name)]
         if moved and kept:
             for name in kept:
                 self.add_error(PREFIX + name, _("It would be sent to another place than before: enter it again."))
@@ -272,7 +272,7 @@ class ChannelAdmin(VisibleAdmin):
             inner.append(PREFIX + name)
             if name in style.secret and not field.required and obj is not None and obj.settings.get(name):
                 inner.append(CLEAR + name)
-        after = ["fallback_kinds"] if style.person else ["fallback_channel"]
+        after = [*(["fallback_kinds"] if style.person or style.personal else []), *(["fallback_channel"] if style.group else [])]
         network = ["limits"]
         if request.user.is_administrator:  # type: ignore[union-attr]
             # Whoever sets these decides what our network lets out, and who reads it on the way.
