@@ -117,8 +117,6 @@ def _feishu(text: str) -> str:
     return _unmarked(_plain(text)).translate(_LARK)
 
 
-_NUMBERED: Final = re.compile(r" ?(\d{1,9}[.)]|=)")
-
 _EDGE_UNDERSCORE: Final = re.compile(r"_(?:(?<![^\W_]_)|(?![^\W_]))")
 _ALIKE: Final = str.maketrans({"*": "∗", "`": "'", "~": "∼"})
 
@@ -128,9 +126,18 @@ def _without_emphasis(text: str) -> str:
     return _EDGE_UNDERSCORE.sub("＿", text.translate(_ALIKE))
 
 
+# A reader of HTML behind the dialect would make `<` of `&lt;`.
+_ENTITY: Final = re.compile(r"&(?=#?\w{1,31};)")
+
+
+# And one of Markdown would take a backslash before a sign for an escape and drop it.
+_ESCAPING: Final = re.compile(r"\\(?=[!-/:-@\[-`{-~])")
+
+
 def _neutral(text: str) -> str:
     """For dialects without a documented escape: looks the same, starts nothing."""
-    text = _without_emphasis(_unmarked(_plain(text))).replace("<", "‹").replace(">", "›")
+    text = _ENTITY.sub("&\u200b", _without_emphasis(_unmarked(_plain(text))).replace("<", "‹").replace(">", "›"))
+    text = _ESCAPING.sub("\\\\\u200b", text)
     return text.replace("](", "]\u200b(").replace("![", "!\u200b[")
 
 
@@ -146,28 +153,42 @@ def _telegram(text: str) -> str:
     return _MENTION.sub("@\u2060", _html(text))
 
 
-_BACKSLASHED: Final = {ord(char): f"\\{char}" for char in "\\`*_{}[]()<>#+!|~-"}
+_BACKSLASHED: Final = {ord(char): f"\\{char}" for char in "\\`*_{}[]()<>#+!|~-&"}
+
+
+_NUMBERED: Final = re.compile(r"[ \t]*(\d{1,9}[.)]|=)|[ \t]{2,}")
+
+
+def _unnumbered(text: str) -> str:
+    """No line is a list, an underline or code: what no backslash prevents (in code they would even be seen)."""
+    lines = text.split("\n")
+    return "\n".join(f"\u200b{line.lstrip()}" if _NUMBERED.match(line) else line for line in lines)
+
+
+# An address without what could end it or begin markup; with a backslash in it, it would lead elsewhere.
+_ADDRESS: Final = re.compile(r"(https?://[^\s<>()\[\]{}\"'`*|\\]+)")
+
+
+def _escaped(text: str, table: dict[int, str]) -> str:
+    """Backslashes by `table` everywhere but in addresses, where what could be markup is percent-encoded instead."""
+    parts = _ADDRESS.split(text)
+    for number, part in enumerate(parts):
+        parts[number] = _EDGE_UNDERSCORE.sub("%5F", part).replace("~", "%7E") if number % 2 else part.translate(table)
+    return "".join(parts)
 
 
 def _backslash(text: str) -> str:
-    return _MENTION.sub("@\u2060", _plain(text).translate(_BACKSLASHED))
+    return _MENTION.sub("@\u2060", _escaped(_unnumbered(_plain(text)), _BACKSLASHED))
 
 
 # The server splits words at anything but letters, digits and `.-_:@`, and forgets leading `.-_:`; `_@all` is a mention, `li@all` is none.
 _AT: Final = re.compile(r"(?<![^\W_])@(?=\w)")
-_INDENT: Final = re.compile(r"[ \t]{2,}")
-_NOT_SLACKS: Final = {**_BACKSLASHED, ord("<"): "‹", ord(">"): "›", ord("&"): "\\&"}
+_NOT_SLACKS: Final = {**_BACKSLASHED, ord("<"): "‹", ord(">"): "›"}
 
 
 def _mattermost(text: str) -> str:
     # Angle brackets are looked at before Markdown is (Slack's <!channel> and <address|words> are translated), so no backslash helps there.
-    lines = _plain(text).split("\n")
-    for number, line in enumerate(lines):
-        if (indent := _INDENT.match(line)) is not None:
-            lines[number] = line = f"\u200b{line[indent.end() :]}"  # four spaces would make code, in which backslashes are seen
-        if _NUMBERED.match(line):
-            lines[number] = f"\u200b{line}"
-    return _AT.sub("@\u2060", "\n".join(lines).translate(_NOT_SLACKS))
+    return _AT.sub("@\u2060", _escaped(_unnumbered(_plain(text)), _NOT_SLACKS))
 
 
 _UNSPOKEN: Final = re.compile(r"[<>*_#\[\]{}|\\~^=`\"&/@()]+")
@@ -188,6 +209,18 @@ def _color_of(severity: str) -> str:
 
 def _markdown_link(words: str, url: str) -> str:
     return f"[{words}]({url})"
+
+
+_BRACKETS: Final = str.maketrans("[]", "［］")
+
+
+def _neutral_link(words: str, url: str) -> str:
+    # A bracket in the words would end them early, and there is no escape.
+    return f"[{words.translate(_BRACKETS)}]({url})"
+
+
+def _angle_link(words: str, url: str) -> str:
+    return f"<{url}|{words.replace('|', '¦')}>"
 
 
 _LARK_COLORS: Final = {"Critical": "red", "Ok": "green"}
@@ -216,7 +249,7 @@ for _format in (
         "markdown",
         _neutral,
         bold=lambda words: f"**{words}**",
-        link=_markdown_link,
+        link=_neutral_link,
         color=lambda words, severity: f'<font color="{_color_of(severity)}">{words}</font>',
         newline="  \n",
     ),
@@ -225,10 +258,12 @@ for _format in (
         "markdown",
         _neutral,
         bold=lambda words: f"**{words}**",
-        link=_markdown_link,
+        link=_neutral_link,
         color=lambda words, severity: f'<font color="{_WECOM_COLORS.get(severity, "comment")}">{words}</font>',
     ),
-    Format("slack", "markdown", _slack, bold=lambda words: f"*{words}*", link=lambda words, url: f"<{url.replace('&', '&amp;')}|{words}>"),
+    Format(
+        "slack", "markdown", _slack, bold=lambda words: f"*{words}*", link=lambda words, url: _angle_link(words, url.replace("&", "&amp;"))
+    ),
     Format(
         "telegram",
         "markdown",
@@ -244,11 +279,11 @@ for _format in (
         "markdown",
         _neutral,
         bold=lambda words: f"*{words}*",
-        link=lambda words, url: f"<{url}|{words.replace('|', '¦')}>",
+        link=_angle_link,
     ),
     # Which dialect a service behind Apprise reads is not known: no markup of ours, and none of others.
     Format("apprise", "plain", lambda text: _AT.sub("@\u2060", _neutral(text))),
-    Format("zoom", "markdown", _neutral, bold=lambda words: f"*{words}*", link=lambda words, url: f"<{url}|{words}>"),
+    Format("zoom", "markdown", _neutral, bold=lambda words: f"*{words}*", link=_angle_link),
     Format("voice", "voice", _voice, link=lambda words, url: words),
     Format("json", "json", _json),
     Format("webhook", "json", _json),

@@ -267,7 +267,7 @@ def bold(words: Any) -> Markup:
 def link(words: Any, address: Any) -> Markup:
     """A link in the format's markup, only the words where the address is not http(s)."""
     target = _target(address)
-    inner = escaped(words)
+    inner = safe(" ".join(escaped(words).split()))  # in no dialect does a link go over the end of a line
     return safe(meter().format.link(inner, target)) if target else inner
 
 

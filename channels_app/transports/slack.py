@@ -25,7 +25,7 @@ _USER = re.compile(r"[UW][A-Z0-9]{4,20}")
 _GROUP = re.compile(r"S[A-Z0-9]{4,20}")
 _WORD = re.compile(r"[a-z][a-z0-9_]{2,60}")
 _HALF = re.compile(r"(&#?\w{0,8}|<[^<>]{0,3000})$")
-_BARE = re.compile(r"(?<![<|\w])https?://[^\s<>|*`]*[^\s<>|*`.,;:!?)\]'\"]")
+_BARE = re.compile(r"<[^<>]*>|(?<!\w)https?://[^\s<>|*`]*[^\s<>|*`.,;:!?)\]'\"]")
 _SIGNS = {"Critical": "🔴", "Warning": "🟠", "Info": "🔵", "Ok": "🟢"}
 
 # What Slack has against the body: the same words without blocks are tried at once.
@@ -173,7 +173,8 @@ def compose(message: Message) -> tuple[dict[str, Any], str]:
     title = " ".join((message.subject or message.title).split())
     detail = ""
     with translation.override(message.language):
-        text = _BARE.sub(r"<\g<0>>", message.text.strip() or _escape(title) or "-")
+        # Not within what is a link already: its words may hold another address.
+        text = _BARE.sub(lambda found: found[0] if found[0][0] == "<" else f"<{found[0]}>", message.text.strip() or _escape(title) or "-")
         if len(text) > TEXT:
             text = cut(text, TEXT - 40)[0] + "\n" + _("… shortened")
             detail = _("shortened to %(count)d characters") % {"count": TEXT}
