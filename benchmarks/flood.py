@@ -96,11 +96,11 @@ class Verdict:
         }  # fmt: skip
 
 
-def judge(pages: Iterable[Page], bots: Mapping[int, tuple[Sequence[Taken], int]], *, grace: float = 0) -> Verdict:
+def judge(pages: Iterable[Page], bots: Mapping[int, tuple[Sequence[Taken], int]], *, grace: float = 0, apart: float = 0) -> Verdict:
     """Holds records against ledgers: `bots` has for each channel what its bot took and how often it refused for flooding.
 
-    `grace`: seconds that a page needs from its row to the bot and a fallback from its instant to its row; a severe page that came that late is
-    not expected in an earlier message.
+    `grace`: seconds that a message needs from us to the bot, and a fallback from its instant to its row. `apart`: how long a severe page must
+    have been waiting to be missed in a message; its row carries the instant at which the engine began to write it, and not that of its commit.
     """
     found = Verdict()
     by_channel: dict[int, list[Page]] = {channel: [] for channel in bots}
@@ -117,7 +117,7 @@ def judge(pages: Iterable[Page], bots: Mapping[int, tuple[Sequence[Taken], int]]
         if not mine:
             found.not_named.append(f"channel {channel} has no page at all")
         found.not_named += [f"{page.title} at channel {channel} ({page.state})" for page in mine if page.number not in named]
-        found.out_of_order += _out_of_order(mine, taken, named, grace)
+        found.out_of_order += _out_of_order(mine, taken, named, apart)
         for page in mine:
             told = named.get(page.number, float("inf"))
             if told > page.deadline_at + grace and (page.fallback_at is None or page.fallback_at > page.deadline_at + grace):
@@ -126,7 +126,7 @@ def judge(pages: Iterable[Page], bots: Mapping[int, tuple[Sequence[Taken], int]]
     return found
 
 
-def _out_of_order(mine: Sequence[Page], taken: Sequence[Taken], named: Mapping[int, float], grace: float) -> list[str]:
+def _out_of_order(mine: Sequence[Page], taken: Sequence[Taken], named: Mapping[int, float], apart: float) -> list[str]:
     """Messages that named something less severe while something more severe had long been waiting."""
     rank = {page.number: _RANK[page.severity] for page in mine}
     found = []
@@ -134,10 +134,13 @@ def _out_of_order(mine: Sequence[Page], taken: Sequence[Taken], named: Mapping[i
         least = max((rank[number] for number in message.numbers if number in rank), default=0)
         waiting = [
             page for page in mine
-            if _RANK[page.severity] < least and page.created_at + grace < message.at < named.get(page.number, float("inf"))
+            if _RANK[page.severity] < least and page.created_at + apart < message.at < named.get(page.number, float("inf"))
         ]  # fmt: skip
         if waiting:
-            found.append(f"{len(waiting)} more severe than a part of the message at {message.at:.1f}, such as {waiting[0].title}")
+            oldest = min(waiting, key=lambda page: page.created_at)
+            found.append(
+                f"{len(waiting)} more severe than a part of a message, such as {oldest.title} after {message.at - oldest.created_at:.1f} s"
+            )
     return found
 
 

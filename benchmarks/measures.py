@@ -323,7 +323,7 @@ async def _flood(bench: Bench, name: str, kinds: list[str], most: float = 1200) 
         await asyncio.sleep(3)  # until the last answers are rows, too
         ledgers = {channel: (proof.ledger(bot), len(bot.blocks)) for channel, bot in zip(made["channels"], bots, strict=True)}
         pages = [proof.Page(*row) for row in await asyncio.to_thread(bench.product.sql, proof.RECORDS, [made["channels"]])]
-    verdict = proof.judge(pages, ledgers, grace=2)
+    verdict = proof.judge(pages, ledgers, grace=2, apart=5)
     wrong = verdict.plain() | {
         "not accepted": bench.source.refused,
         "accepted and no page": sorted(numbers - {page.number for page in pages}),
