@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any, Final, Literal
 
+from django.utils.translation import gettext as _
+
 from channels_app.transport import Limit
 
 Log = dict[str, list[float]]  # {"20/60": [Unix seconds, oldest first]}
@@ -111,6 +113,16 @@ class Quota:
         if not self.left(reserve=False):
             return "reserve"
         return "warning" if self.used >= self.most * WARN else ""
+
+    def words(self) -> str:
+        """One sentence for whoever keeps the channel, in the language that is active."""
+        text = {
+            "": _("%(used)d of the month's %(most)d messages are used; the month will come to about %(forecast)d."),
+            "warning": _("%(used)d of the month's %(most)d messages are used already; the month would come to about %(forecast)d."),
+            "reserve": _("%(used)d of the month's %(most)d messages are used: the rest is kept for Critical, everything else takes its fallback."),
+            "over": _("All %(most)d messages of the month are used: until the next month everything takes its fallback."),
+        }[self.level]  # fmt: skip
+        return text % {"used": self.used, "most": self.most, "forecast": self.forecast}
 
     def left(self, *, reserve: bool) -> int:
         """How many more may leave; `reserve`: for Critical, which may use the last tenth as well."""

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 from django.apps import apps
@@ -15,6 +16,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
 
 from channels_app import resident
+from channels_app.models import ChannelHealth
 from mapping.models import Installation
 
 FRESH = 5.0  # seconds a heartbeat counts
@@ -43,6 +45,8 @@ def readyz(_request: HttpRequest) -> JsonResponse:
                 )
             else:
                 alarms += [text for text in Installation.objects.values_list("alarm", flat=True) if text]
+                if short := len(ChannelHealth.short_of_messages(datetime.now(UTC))):  # which ones is for the console, behind its door
+                    alarms.append(_("channels that have used most of their month's messages: %(count)d") % {"count": short})
                 if not _own_workers():
                     workers = _workers_anywhere()
     except Error as error:

@@ -195,6 +195,18 @@ def test_it_is_logged_when_a_month_has_gone_to_four_fifths(scene, caplog):
     assert [record.getMessage() for record in caplog.records if "80 of the 100" in record.getMessage()]
 
 
+def test_a_month_that_comes_to_its_end_is_shown_to_whoever_keeps_the_channels(scene, client):
+    scarce, plenty = scene.channel("Scarce", monthly_quota=100), scene.channel("Plenty", monthly_quota=1000)
+    month = limits.month_of(datetime.now(UTC))
+    for channel in (scarce, plenty):
+        used(channel, 81, month)
+    (line,) = ChannelHealth.short_of_messages(datetime.now(UTC))
+    assert line.startswith("Scarce: 81 of the month's 100 messages are used already")
+    alarms = client.get("/readyz").json()["alarms"]
+    assert any("month's messages: 1" in text for text in alarms) and not any("Scarce" in text for text in alarms)
+    assert ChannelHealth.short_of_messages(limits.next_month(datetime.now(UTC))) == []
+
+
 @pytest.mark.parametrize(
     ("count", "level", "critical", "others"),
     [(0, "", 100, 90), (79, "", 21, 11), (80, "warning", 20, 10), (90, "reserve", 10, 0), (100, "over", 0, 0), (120, "over", 0, 0)],

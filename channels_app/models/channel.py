@@ -1,12 +1,13 @@
 """A configured way to deliver: a kind plus its settings (one Feishu bot, one SMTP account)."""
 
+from datetime import datetime
 from typing import Any
 
 from django.conf import settings as django_settings
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
-from channels_app import transport
+from channels_app import limits, transport
 from mapping.crypto import EncryptedJSONField, EncryptedTextField, new_secret
 from mapping.models import Team
 from mapping.visibility import Status, VisibleQuerySet
@@ -132,3 +133,19 @@ class ChannelHealth(models.Model):
     # For a monthly quota: how many messages were claimed in the calendar month (UTC) that began on `month`.
     month = models.DateField(null=True)
     month_count = models.PositiveIntegerField(default=0, db_default=0)
+
+    def quota(self, now: datetime) -> limits.Quota | None:
+        """How far the channel is through its month; None where it has no quota."""
+        return limits.quota(self.channel.monthly_quota, self.month, self.month_count, now)
+
+    @classmethod
+    def short_of_messages(cls, now: datetime) -> list[str]:
+        """A sentence for each enabled channel that has used four fifths of its month or more: for the console, and `/readyz` counts them."""
+        rows = (
+            cls.objects.filter(channel__status=Status.ENABLED, channel__monthly_quota__isnull=False, month=limits.month_of(now))
+            .select_related("channel")
+            .defer("channel__settings", "channel__proxy")
+            .order_by("channel__name", "channel_id")
+        )
+        found = [(row.channel.name, row.quota(now)) for row in rows]
+        return [f"{name}: {quota.words()}" for name, quota in found if quota is not None and quota.level]

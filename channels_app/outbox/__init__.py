@@ -8,8 +8,10 @@ What holds at every line, whatever dies:
   answered nothing new leaves. A result is written only where the row is still `sending` for this attempt and this holder.
 - The lease of an address is the leases of its deliveries in flight: where a transport takes one request at a time, an address with a row
   in `sending` (of any drain on any node) is left alone. No row lock is held while a request is out.
-- Lock order: Address, then Delivery, each by id. `claim` and `fallbacks` never wait for a lock on a Delivery. Whoever calls `post` and
-  `cancel` in one transaction calls `post` first.
+- Lock order: Address, then Delivery, then ChannelHealth, each by id. `claim` and `fallbacks` never wait for a lock on a Delivery, so `claim`
+  may lock the ChannelHealth of what is limited as a whole before it takes deliveries. Whoever calls `post` and `cancel` in one transaction
+  calls `post` first.
+- What a sender comes to only long after its claim is not sent but looked at again (`policy.stale_after`): somebody may have acknowledged.
 - `Address.next_at` is never later than the earliest `not_before` of what is queued there, unless the provider makes it wait.
 """
 
