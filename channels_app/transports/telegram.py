@@ -178,15 +178,17 @@ class Telegram(Transport):
             place["message_thread_id"] = int(match[2])
         content, detail = compose(message)
         notes, mended, moved = [detail], set[str](), ""
-        began = time.monotonic()
+        began, left = time.monotonic(), None
         while True:
-            left = http.TOTAL_SECONDS - (time.monotonic() - began)
-            reply = self._call("sendMessage", {**place, **content}, timeout=round(left, 1) if mended else None)
+            reply = self._call("sendMessage", {**place, **content}, timeout=left)
             if reply.get("ok") is True:
                 break
             ill = _ailment(reply)
-            if not ill or ill in mended or left < http.TOTAL_SECONDS / 4:
-                raise _refusal(reply, private=str(place["chat_id"]).isdigit())
+            left = round(http.TOTAL_SECONDS - (time.monotonic() - began), 1)
+            if not ill or ill in mended or left < 1:
+                error = _refusal(reply, private=str(place["chat_id"]).isdigit())
+                error.permanent = error.permanent and (not ill or ill in mended)  # what time alone forbids is for the next attempt
+                raise error
             mended.add(ill)
             if ill == "moved":
                 place["chat_id"] = reply["parameters"]["migrate_to_chat_id"]

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from telegram.constants import FloodLimit, MessageLimit
 
+from channels_app import http
 from channels_app.http import DeliveryError, Http
 from channels_app.transport import Suggests
 from channels_app.transports.telegram import MAX_TEXT, Telegram, compose
@@ -294,6 +295,18 @@ def test_what_can_be_mended_is_sent_again_mended(api, description, sent, detail)
 def test_what_stays_ill_is_refused_and_not_tried_forever(api):
     api.answer = Reply(400, {"ok": False, "error_code": 400, "description": "Bad Request: can't parse entities: x"})
     assert refused(api).permanent and len(api.seen) == 2
+
+
+def test_what_there_is_no_time_to_mend_is_for_the_next_attempt(api, monkeypatch):
+    api.chats[-55] = Chat(-55, "group", migrated=GROUP)
+    strict = api.answer
+
+    def slow(seen):
+        monkeypatch.setattr(http, "TOTAL_SECONDS", 0.9)  # as if the answer had taken all but this
+        return strict(seen)
+
+    api.answer = slow
+    assert not refused(api, address="-55").permanent and api.said == []
 
 
 @pytest.mark.parametrize(
