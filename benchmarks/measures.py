@@ -324,20 +324,21 @@ async def _flood(bench: Bench, name: str, kinds: list[str], most: float = 1200) 
         ledgers = {channel: (proof.ledger(bot), len(bot.blocks)) for channel, bot in zip(made["channels"], bots, strict=True)}
         pages = [proof.Page(*row) for row in await asyncio.to_thread(bench.product.sql, proof.RECORDS, [made["channels"]])]
     verdict = proof.judge(pages, ledgers, grace=2, apart=5)
-    wrong = verdict.plain() | {
+    wrong: dict[str, list[Any]] = {
+        **verdict.plain(),
         "not accepted": bench.source.refused,
         "accepted and no page": sorted(numbers - {page.number for page in pages}),
     }
-    seen = busy.since() | {
+    seen: dict[str, Any] = busy.since() | {
         "alerts": count, "messages": {str(pk): len(taken) for pk, (taken, _refusals) in ledgers.items()},
         "fallbacks": sum(page.fallback_at is not None for page in pages),
-        "last_critical_s": max((page.sent_at or 0) - page.created_at for page in pages if page.severity == "Critical"),
+        "last_critical_s": max(((page.sent_at or time.time()) - page.created_at for page in pages if page.severity == "Critical"), default=0.0),
         "wrong": {what: [len(lines), *lines[:3]] for what, lines in wrong.items() if lines},
     }  # fmt: skip
     return [
         Row(f"flood to {name}: all named after", done, "s", seen=seen),
         Row(f"flood to {name}: named last of the critical", seen["last_critical_s"], "s"),
-        Row(f"flood to {name}: wrong", sum(map(len, wrong.values())), "", 0, seen=seen["wrong"]),
+        Row(f"flood to {name}: wrong", sum(len(lines) for lines in wrong.values()), "", 0, seen=seen["wrong"]),
     ]
 
 

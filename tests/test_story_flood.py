@@ -79,6 +79,8 @@ def test_a_flood_names_every_incident_and_never_annoys_a_bot(world, kinds):
     assert len(pages) == 160
     verdict = judge(pages, ledgers)
     assert verdict.count() == 0, verdict.plain()
+    called = [name for bot in bots if hasattr(bot, "called") for body in bot.said for name in bot.called(body)]
+    assert called == [], "a title that wants to call everybody"
     critical = [page for page in pages if page.severity == "Critical"]
     assert all(page.sent_at is not None and page.sent_at < page.deadline_at for page in critical), "none of them needed its fallback"
     assert sum(len(taken) for taken, _refusals in ledgers.values()) < 60, "bundled"
