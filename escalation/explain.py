@@ -51,6 +51,7 @@ class Told:
     message_id: str
     is_page: bool
     bundled_by: int | None
+    is_call: bool = False
 
     @property
     def state_words(self) -> str:
@@ -94,6 +95,11 @@ class Story:
     not_told: list[NotTold] = field(default_factory=list)
     ahead: list[Next] = field(default_factory=list)
     nothing_ahead: str = ""  # why nothing will happen by itself
+
+    @property
+    def has_unanswered_call(self) -> bool:
+        """Whether a call ended without an answer, for which there may be reasons at the phone."""
+        return any(told.is_call and told.state == Delivery.State.FAILED for told in self.told)
 
 
 def explain(incident: Incident, now: datetime, viewer: Member | None = None) -> Story:
@@ -210,6 +216,7 @@ def _told(delivery: Delivery, full: set[int]) -> Told:
         message_id=delivery.message_id,
         is_page=delivery.is_page,
         bundled_by=delivery.bundled_by_id,
+        is_call=addresses.family(delivery.channel.kind) == "voice",
     )
 
 

@@ -27,6 +27,7 @@ from unfold.widgets import (
     UnfoldBooleanSwitchWidget,
 )
 
+from channels_app import numbers
 from channels_app.models import Account, Preference, Verification
 from flashduty.console.base import (
     MachineAdmin,
@@ -40,6 +41,8 @@ from flashduty.console.base import (
     deny_unless,
     log,
 )  # fmt: skip
+from flashduty.web import wishes
+from flashduty.web.me import card_response
 from mapping.clock import db_now
 from mapping.models import ApiKey, ContactPoint, Device, Installation, MappingEntry, MappingTable, Member, Team, Throttle
 from mapping.models.contact_point import mask
@@ -98,9 +101,9 @@ class MemberAdmin(VisibleAdmin):
     fieldsets = (
         (None, {"fields": (("name", "email"), ("role", "supervisor"), "is_active")}),
         (gettext_lazy("Language and time"), {"fields": (("language", "time_zone"),)}),
-        (gettext_lazy("More"), {"fields": ("may_use_sandbox", "ref_id", "shown_teams", "shown_points", "last_login")}),
+        (gettext_lazy("More"), {"fields": ("may_use_sandbox", "ref_id", "shown_teams", "shown_points", "shown_quiet", "last_login")}),
     )
-    readonly_fields = ("shown_teams", "shown_points", "last_login")
+    readonly_fields = ("shown_teams", "shown_points", "shown_quiet", "last_login")
     actions: ClassVar[list[str]] = ["deactivate"]
     change_form_template = "admin/mapping/member/change_form.html"
 
@@ -125,6 +128,10 @@ class MemberAdmin(VisibleAdmin):
     def shown_teams(self, member: Member) -> str:
         return ", ".join(team.name for team in member.teams.all()) or "-"
 
+    @display(description=gettext_lazy("quiet hours"))
+    def shown_quiet(self, member: Member) -> str:
+        return wishes.hours(member.quiet) if member.quiet else "-"
+
     @display(description=gettext_lazy("contact points"))
     def shown_points(self, member: Member) -> str:
         viewer: Any = asking().user
@@ -142,7 +149,19 @@ class MemberAdmin(VisibleAdmin):
 
     def get_urls(self) -> list[URLPattern]:
         own = path("<int:pk>/password/", self.admin_site.admin_view(self.password), name="mapping_member_password")
-        return [own, *super().get_urls()]
+        card = path("<int:pk>/contacts.vcf", self.admin_site.admin_view(self.contacts), name="mapping_member_contacts")
+        return [own, card, *super().get_urls()]
+
+    def contacts(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """The contact card of the numbers that call this member, for whoever hands phones out."""
+        member = get_object_or_404(self.get_queryset(request), pk=pk)
+        deny_unless(self.has_view_permission(request, member))
+        return card_response(member, db_now())
+
+    def render_change_form(self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        obj = kwargs.get("obj")
+        context["called_by"] = [numbers.shown(number) for number in numbers.calling([obj.pk])[obj.pk]] if obj is not None else []
+        return super().render_change_form(request, context, *args, **kwargs)
 
     @method_decorator(sensitive_post_parameters())
     def password(self, request: HttpRequest, pk: int) -> HttpResponse:

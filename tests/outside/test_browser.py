@@ -104,9 +104,9 @@ def test_a_page_of_ones_own_fits_a_phone_and_keeps_what_is_chosen(product: Produ
     with Browser(tmp_path, 390) as browser:
         sign_in(browser, product, "/me/")
         assert browser.overflow() <= 0
-        browser.run("[...document.querySelectorAll('[name=severity][value=Info] ~ .way [name=way]')].at(-1).value = 'sandbox_sms'")
+        browser.run("[...document.querySelectorAll('[name=severity][value=Info] ~ .way [name=way]')].at(-1).value = 'sms'")
         browser.click("[name=severity][value=Info] ~ div button", "Save")
-        until(browser.sees(".sentence", "Sandbox: e-mail, Sandbox: SMS"), 10, "the sentence says what was chosen")
+        until(browser.sees(".sentence", "E-mail, SMS at once"), 10, "the sentence says what was chosen")
         browser.type("#keys [name=name]", "ci")
         browser.click("#keys button", "Make a key")
         until(browser.sees(".secret code"), 10, "the key is shown")

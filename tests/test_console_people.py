@@ -1,0 +1,109 @@
+"""Console pages of people and of the channels that call them: regions and shares, the numbers that call, and why a call may not be answered."""
+
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+
+from channels_app.models import Account, Address, Channel, Delivery, Notification
+from escalation import explain
+from mapping.clock import db_now
+from mapping.models import ContactPoint, Member
+from tests.world import layer
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def boss(client: Client) -> Member:
+    boss = Member.objects.create_user("boss@example.com", "Boss", role="administrator")
+    client.force_login(boss)
+    return boss
+
+
+def edit(client: Client, channel: Channel, **fields: Any) -> str:
+    """Saves the page of a phone channel with these fields; what it says when they are wrong."""
+    url = reverse("admin:flashduty_classic_change", args=[channel.pk])
+    data = {"name": channel.name, "status": "enabled", "position": 0, "weight": 0, "set_numbers": "+1 415 555 0100", **fields}
+    answer = client.post(url, data)
+    channel.refresh_from_db()
+    return answer.content.decode() if answer.status_code == 200 else ""
+
+
+def test_regions_share_and_quota_of_a_phone_channel(boss, client):
+    channel = Channel.objects.create(kind="aliyun_voice", name="Ali", settings=ALI)
+    page = client.get(reverse("admin:flashduty_classic_change", args=[channel.pk])).content.decode()
+    assert 'name="regions"' in page and 'name="weight"' in page and 'name="monthly_quota"' in page
+    shown = {f"set_{name}": value for name, value in ALI.items()}
+    assert edit(client, channel, **shown, regions="cn\nHK\ncn", weight=3, monthly_quota=500) == ""
+    assert (channel.regions, channel.weight, channel.monthly_quota) == (["CN", "HK"], 3, 500)
+    assert "is not a region" in edit(client, channel, **shown, regions="China")
+    assert channel.regions == ["CN", "HK"]
+
+
+ALI = {
+    "access_key_id": "LTAI00000000000000000000", "access_key_secret": "topsecret", "numbers": "+86 571 8888 1234", "template": "TTS_100000000",
+    "variables": '{"title": "title"}', "variable_limit": 100, "api_base": "https://dyvmsapi.aliyuncs.com",
+}  # fmt: skip
+
+
+def test_a_mail_channel_has_a_share_and_no_regions_a_bot_neither(boss, client):
+    mail = Channel.objects.create(kind="email", name="Mail", settings={"host": "mail.example.com"})
+    page = client.get(reverse("admin:flashduty_classic_change", args=[mail.pk])).content.decode()
+    assert 'name="weight"' in page and 'name="regions"' not in page
+    bot = Channel.objects.create(kind="slack", name="Bot")
+    page = client.get(reverse("admin:flashduty_imbot_change", args=[bot.pk])).content.decode()
+    assert 'name="weight"' not in page and 'name="regions"' not in page
+
+
+def test_a_members_page_has_the_numbers_that_call_them_and_their_card(boss, client):
+    lee = Member.objects.create_user("lee@example.com", "Lee")
+    url, card = reverse("admin:mapping_member_change", args=[lee.pk]), reverse("admin:mapping_member_contacts", args=[lee.pk])
+    assert card not in client.get(url).content.decode() and client.get(card).status_code == 404
+    ContactPoint.objects.create(member=lee, kind="phone", value="+8613800138000", verified_at=db_now())
+    Channel.objects.create(kind="aliyun_voice", name="Ali", settings={"numbers": "+86 571 8888 1234"})
+    page = client.get(url).content.decode()
+    assert "+86 571 8888 1234" in page and card in page
+    assert client.get(card).content.startswith(b"BEGIN:VCARD\r\nVERSION:4.0\r\n")
+    assert Client().get(card).status_code == 302
+
+
+def test_an_account_is_seen_and_unlinked_by_administrators_and_added_by_nobody(boss, client):
+    lee = Member.objects.create_user("lee@example.com", "Lee")
+    account = Account.objects.create(member=lee, channel=Channel.objects.create(kind="telegram", name="Bot"), target="42")
+    assert "not verified" in client.get(reverse("admin:channels_app_account_change", args=[account.pk])).content.decode()
+    assert client.get(reverse("admin:channels_app_account_add")).status_code == 403
+    browser = Client()
+    browser.force_login(Member.objects.create_user("m@example.com", "Manager", role="manager"))
+    assert browser.post(reverse("admin:channels_app_account_delete", args=[account.pk]), {"post": "yes"}).status_code in (302, 403)
+    assert Account.objects.exists()
+    assert client.post(reverse("admin:channels_app_account_delete", args=[account.pk]), {"post": "yes"}).status_code == 302
+    assert not Account.objects.exists()
+
+
+def test_where_a_call_was_not_answered_it_is_said_what_may_block_it(world, client):
+    lee = world.person("Lee", ["sandbox_voice"], role="administrator")
+    world.rule(layer(lee))
+    world.alert("down")
+    world.fresh()
+    client.force_login(lee)
+    delivery = Delivery.objects.get()
+    url = reverse("admin:channels_app_delivery_change", args=[delivery.pk])
+    page = f"/i/{explain.hex_id(world.incident().created_at, world.incident().pk)}/"
+    words = "Why a call may not have reached the phone"
+    assert words not in client.get(url).content.decode() and words not in client.get(page).content.decode()
+    Delivery.objects.update(state="failed", reason="nobody picked up")
+    assert words in client.get(url).content.decode() and words in client.get(page).content.decode()
+    assert "ported" in client.get(url).content.decode()
+    world.do("close")
+
+
+def test_a_failed_mail_has_no_word_about_calls(boss, client):
+    now, mail = db_now(), Channel.objects.create(kind="email", name="Mail")
+    said = Notification.objects.create(event="triggered", severity="Critical", created_at=now)
+    delivery = Delivery.objects.create(
+        notification=said, channel=mail, address=Address.objects.create(channel=mail, target="a@example.com"), state="failed",
+        created_at=now, not_before=now, deadline_at=now, give_up_at=now,
+    )  # fmt: skip
+    assert "Why a call" not in client.get(reverse("admin:channels_app_delivery_change", args=[delivery.pk])).content.decode()
