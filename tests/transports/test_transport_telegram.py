@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from datetime import UTC, datetime
 
 import pytest
 import telegram as ptb
@@ -9,10 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from telegram.constants import FloodLimit, MessageLimit
 
-from channels_app import http
+from channels_app import addresses, http, outbox
 from channels_app.http import DeliveryError, Http
+from channels_app.models import Account, Channel, Delivery
 from channels_app.transport import Suggests
 from channels_app.transports.telegram import MAX_TEXT, Telegram, compose
+from escalation.ids import hex_id
+from mapping.models import Installation, Member
+from templates_app import events
 from templates_app.choose import render_or_default
 from templates_app.events import EVENTS
 from templates_app.formats import format_named
@@ -487,3 +492,36 @@ def test_find_my_chats_says_why_it_cannot(api):
         bot(api).suggest("")
     api.answer = Reply(200, {"ok": True, "result": [{"message": {"chat": {"id": "x"}}}, 3, {"message": 3}]})
     assert bot(api).suggest("") == []
+
+
+# --- through the outbox ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_page_by_a_bot_that_serves_groups_and_people(db, api):
+    """A group that moved is followed and saved; a person who blocked the bot gets an SMS at once."""
+    now = datetime(2026, 3, 2, 3, 0, tzinfo=UTC)
+    Installation.get()
+    lee = Member.objects.create_user("lee@example.com", "Lee")
+    api.chats[-55] = Chat(-55, "group", migrated=GROUP)
+    api.chats[PRIVATE].refuses = (403, "Forbidden: bot was blocked by the user")
+    channel = Channel.objects.create(
+        name="bot", kind="telegram", settings={"token": TOKEN, "chats": f"-55\n{FORUM}:45", "api_base": api.url}, allowed_hosts=[api.host]
+    )
+    Channel.objects.create(name="phones", kind="sandbox_sms")
+    Account.objects.create(member=lee, channel=channel, target=str(PRIVATE), verified_at=now)
+    (way,) = addresses.reach([lee.id], "Critical", now, kinds=["im"])[lee.id]
+    to = [outbox.To(channel.id, target) for target in channel.targets] + [outbox.To(way.channel_id, way.target, lee.id)]
+    context = events.build("triggered", id=hex_id(now, 1), num="000001", title=ATTACK, severity="Critical", progress="Triggered", detail_url="http://testserver/i/1/", start_time=now)  # fmt: skip
+    outbox.post(
+        [outbox.Notice(event="triggered", severity="Critical", context=context, to=tuple(to), is_page=True, topic=1, layer_idx=0)], now
+    )
+    outbox.run_once(now)
+    outbox.run_once(now)
+    assert {said.chat.id: (said.thread, said.mentions()) for said in api.said} == {GROUP: (None, []), FORUM: (45, [])}
+    assert len(api.said) == 2
+    channel.refresh_from_db()
+    assert channel.targets == [str(GROUP), f"{FORUM}:45"]
+    failed = Delivery.objects.get(address__target=str(PRIVATE))
+    assert failed.state == "failed" and "press Start" in failed.reason
+    instead = Delivery.objects.get(channel__name="phones")
+    assert instead.fallback_of == failed and instead.state == "delivered"
