@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Final
 
 import phonenumbers
-from django.utils.translation import gettext_noop
+from django.utils.translation import gettext_noop, pgettext_lazy
 
 from channels_app import limits, policy, transport
 from channels_app.models import Account, Channel, ChannelHealth, Preference
@@ -26,6 +26,16 @@ DEFAULTS: Final[Mapping[str, tuple[str, ...]]] = {
     "Critical": ("app", "push", "voice", "sms", "email", "im"),
     "Warning": ("app", "push", "email", "im"),
     "Info": ("email",),
+}
+
+# What people call a family of channels, whoever the vendor is, in the order in which it is offered.
+FAMILIES: Final = {
+    "app": pgettext_lazy("by which somebody is told", "app"),
+    "push": pgettext_lazy("by which somebody is told", "push"),
+    "voice": pgettext_lazy("by which somebody is told", "voice call"),
+    "sms": pgettext_lazy("by which somebody is told", "SMS"),
+    "email": pgettext_lazy("by which somebody is told", "e-mail"),
+    "im": pgettext_lazy("by which somebody is told", "IM message"),
 }
 
 # What wakes nobody: it is not held back in quiet hours.
@@ -73,7 +83,7 @@ class _Person:
 
 
 # Of a channel; its secrets are nobody's business here.
-FIELDS: Final = ("id", "kind", "name", "status", "position", "team_id", "regions", "weight", "owner_id", "monthly_quota")
+FIELDS: Final = ("id", "kind", "name", "status", "position", "team_id", "regions", "weight", "owner_id", "monthly_quota", "targets")
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +219,23 @@ def kinds_for_people() -> list[str]:
     return [kind for kind in transport.transports() if is_for_people(kind)]
 
 
+def label(name: str) -> str:
+    """What people call a family or a kind, in the language that is active; the name itself where nothing answers to it any more."""
+    if name in FAMILIES:
+        words = str(FAMILIES[name])
+        return words[:1].upper() + words[1:]
+    style = transport.transports().get(name)
+    return str(style.label) if style is not None else name
+
+
+def choices_for_people() -> list[tuple[str, str]]:
+    """What may be named where people are told by kinds of channels, as (name, label): the families there are, then the kinds."""
+    kinds = kinds_for_people()
+    there = {family(kind) for kind in kinds}
+    families = [name for name in FAMILIES if name in there] + sorted(there - FAMILIES.keys() - set(kinds))
+    return [(name, label(name)) for name in dict.fromkeys([*families, *kinds])]
+
+
 def is_for_people(kind: str) -> bool:
     """Whether a channel of this kind can reach a person: each of them, or those who have an account of their own there."""
     style = transport.transports().get(kind)
@@ -225,6 +252,11 @@ def family(kind: str) -> str:
     """What people ask for when they mean this kind: its family, or the kind itself where it has none."""
     style = transport.transports().get(kind)
     return (style.family if style is not None else "") or kind
+
+
+def is_private(channel: Channel, account: Account) -> bool:
+    """Whether only the account's person reads what goes there: their own channel, or a place that is none of those its groups read."""
+    return channel.owner_id == account.member_id or account.target not in ("", *channel.targets)
 
 
 def _by_account(kind: str) -> bool:
@@ -326,7 +358,7 @@ _NOT_VERIFIED: Final = gettext_noop("The person's account on this platform is no
 
 
 def _account_ways(wish: _Wish, channel: Channel, person: _Person) -> list[Target | Missing]:
-    mine = [account for account in person.accounts if account.channel_id == channel.id]
+    mine = [account for account in person.accounts if account.channel_id == channel.id and is_private(channel, account)]
     found: list[Target | Missing] = [
         Target(channel.id, account.target, wish.delay, channel.kind) for account in mine if account.verified_at is not None
     ]

@@ -88,9 +88,11 @@ def _owner(of: ContactPoint | Account) -> dict[str, Any]:
 def _way(of: ContactPoint | Account, now: datetime) -> tuple[Channel, str]:
     """The channel that carries the code, and its address there."""
     if isinstance(of, Account):
-        channel = Channel.objects.only("id", "kind", "status", "owner_id").get(pk=of.channel_id)
+        channel = Channel.objects.only("id", "kind", "status", "owner_id", "targets").get(pk=of.channel_id)
         if channel.status != "enabled" or channel.owner_id not in (None, of.member_id) or not addresses.is_for_people(channel.kind):
             raise ValidationError(_("No code can be sent to this account: its channel is switched off."), code="no_channel")
+        if not addresses.is_private(channel, of):
+            raise ValidationError(_("This is where the channel writes to its groups: an account has an address of its own."), code="group")
         return channel, of.target
     found = _channel(of, now)
     if found is not None:

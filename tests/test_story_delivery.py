@@ -9,6 +9,7 @@ from templates_app.models import Template, TemplateSet
 from tests.fakes.feishu import FeishuBot
 from tests.fakes.server import Reply, Server
 from tests.fakes.smtp import Mailbox
+from tests.fakes.telegram import TOKEN, Chat, TelegramApi
 from tests.world import layer
 
 pytestmark = pytest.mark.django_db
@@ -224,3 +225,54 @@ def test_our_own_network_does_not_burn_through_the_rule(world):
     assert Installation.get().alarm
     outbox.cancel([world.incident().id], "acknowledged", world.now)
     world.ack()
+
+
+def gateway(server: Server, name: str, **fields) -> Channel:
+    settings = {
+        "url": f"{server.url}/send", "method": "json", "template": '{"to": "{to}", "text": "{text}"}', "success_rule": "json",
+        "success_value": "status = 0",
+    }  # fmt: skip
+    return Channel.objects.create(kind="http_sms", name=name, settings=settings, allowed_hosts=[server.host], **fields)
+
+
+def test_a_dead_vendor_costs_under_ten_seconds_and_later_pages_nothing(world):
+    with Server(Reply(503, "maintenance")) as dead, Server(Reply(200, '{"status": 0}')) as spare:
+        gateway(dead, "first", position=0)
+        gateway(spare, "second", position=1)
+        world.channel("sandbox_email")
+        lee = world.person("Lee", [])
+        lee.contact_points.create(kind="phone", value="+8613800138000", verified_at=world.now)
+        lee.preferences.create(severity="Critical", kind="sms")
+        world.rule(layer(lee, escalate_window=30))
+        world.alert("db down")
+        assert dead.seen and not spare.seen
+        world.pass_time(seconds=9.9)
+        assert len(spare.seen) == 1 and spare.seen[0].json()["to"].endswith("13800138000")
+        for number in range(5):
+            world.alert(f"more {number}", settle=False)
+        world.settle()
+        world.pass_time(seconds=9.9)
+        asked = len(dead.seen)
+        world.alert("at once", settle=False)
+        world.settle()  # the breaker is open: the other vendor is asked in the first place
+        assert len(dead.seen) == asked and "at once" in spare.seen[-1].json()["text"]
+        for title in ("db down", "at once", *(f"more {number}" for number in range(5))):
+            world.ack(title)
+
+
+def test_an_im_message_that_a_person_does_not_get_goes_out_by_sms_and_e_mail_at_once(world):
+    blocked = Chat(4711, "private", "Lee", refuses=(403, "Forbidden: bot was blocked by the user"))
+    with TelegramApi(blocked, now=world.now.timestamp()) as api:
+        bot = Channel.objects.create(
+            kind="telegram", name="bot", settings={"token": TOKEN, "chats": "", "api_base": api.url}, allowed_hosts=[api.host]
+        )
+        world.channel("sandbox_sms")
+        world.channel("sandbox_email")
+        lee = world.person("Lee", [])
+        lee.accounts.create(channel=bot, target="4711", verified_at=world.now)
+        lee.preferences.create(severity="Critical", kind="telegram")
+        world.rule(layer(lee))
+        world.alert("db down")
+        world.expect(("Lee", "sms", "triggered"), ("Lee", "email", "triggered"), at=0)
+        assert "blocked" in Delivery.objects.get(channel=bot).reason
+        world.ack()

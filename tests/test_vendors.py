@@ -122,6 +122,14 @@ def test_a_person_is_reached_at_every_account_that_is_verified_and_told_why_not_
     assert [item.target for item in ways(lee, severity="Warning") if isinstance(item, Target)] == ["100", "200"]
 
 
+def test_where_a_group_reads_nobody_has_an_account(lee):
+    chat = channel("chat")
+    Channel.objects.filter(id=chat.id).update(targets=["-5"])
+    for target in ("", "-5"):
+        Account.objects.create(member=lee, channel=chat, target=target, verified_at=NOW)
+    assert "not linked" in why(ways(lee, "chat"))
+
+
 def test_a_channel_of_one_person_tells_them_and_nobody_else(lee):
     kim = Member.objects.create_user("kim@example.com", "Kim")
     own = channel("chat", owner=lee)
@@ -270,6 +278,21 @@ def test_an_im_message_that_fails_goes_out_by_sms_and_e_mail_at_once(story):
     page(story, "im", topic=3)
     story.run()
     assert story.names()[5:] == ["bot"]
+
+
+def test_what_a_person_wanted_later_leaves_now_as_the_fallback_of_what_has_failed_unless_it_is_night(story):
+    bot = story.channel("bot", "bot")
+    sms, mail = story.channel("sms", "sms_one"), story.channel("mail", "mail")
+    story.plan("bot", GONE)
+    to = outbox.To(bot.id, "100", story.lee.id)
+    story.page(to, outbox.To(sms.id, CHINA, story.lee.id, delay=120), outbox.To(mail.id, "lee@example.com", story.lee.id, delay=300))
+    story.run()
+    assert sorted(story.names()) == ["bot", "mail", "sms"]
+    story.page(to, outbox.To(sms.id, CHINA, story.lee.id, delay=3600, reason="quiet hours"), topic=2)
+    story.run()
+    assert sorted(story.names()[3:]) == ["bot", "mail"]
+    story.pass_time(3600)
+    assert len(Provider.got) == 6
 
 
 def test_a_mailbox_that_one_relay_refuses_for_good_is_not_waited_for(story):

@@ -187,6 +187,12 @@ def test_a_code_goes_by_no_channel_of_somebody_else_nor_by_one_that_is_off(accou
     assert refused(verification.send_code, account, NOW + timedelta(minutes=2)) == "no_channel"
 
 
+def test_no_code_goes_to_where_a_group_reads(account):
+    Account.objects.update(target="")
+    account.refresh_from_db()
+    assert refused(verification.send_code, account, NOW) == "group"
+
+
 def test_a_code_to_a_phone_goes_by_the_vendor_of_its_region(point):
     phone = ContactPoint.objects.create(member=point.member, kind="phone", value="+14155552671")
     Channel.objects.filter(kind="sms").update(regions=["CN"])

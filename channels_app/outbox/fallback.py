@@ -30,7 +30,7 @@ def fallbacks(now: datetime, notes: Book, *, limit: int = 200) -> int:
     if not due:
         return 0
     with transaction.atomic(), connection.cursor() as cursor:
-        rows = _replacements(due, now, notes)
+        rows, early = _replacements(due, now, notes)
         if rows:
             find_addresses(rows)
         cursor.execute(
@@ -43,19 +43,48 @@ def fallbacks(now: datetime, notes: Book, *, limit: int = 200) -> int:
         fresh = [row for row in rows if row.fallback_of in mine]
         if fresh:
             insert(fresh, now)
+        forward = [pk for pk, of in early if of in mine]
+        if forward:
+            _bring_forward(cursor, forward, now)
+        if fresh or forward:
             wake("drain")
         exhaust(cursor, {row["notification_id"] for row in due if row["id"] in mine}, now)
     return len(due)
 
 
-def _replacements(due: Sequence[Mapping[str, Any]], now: datetime, notes: Book) -> list[Row]:
+def _bring_forward(cursor: Any, ids: Sequence[int], now: datetime) -> None:
+    """What a person wanted only some time later leaves now, since it is the fallback of what has failed. What an address that is locked has
+    waiting comes in its time."""
+    cursor.execute(
+        """WITH place AS (
+             SELECT id FROM channels_app_address WHERE id IN (SELECT address_id FROM channels_app_delivery WHERE id = ANY(%(ids)s))
+             ORDER BY id FOR NO KEY UPDATE SKIP LOCKED),
+           mine AS (
+             SELECT d.id FROM channels_app_delivery d JOIN place p ON p.id = d.address_id
+             WHERE d.id = ANY(%(ids)s) AND d.state = 'queued' AND d.attempts = 0 AND d.not_before > %(now)s
+             ORDER BY d.id FOR NO KEY UPDATE OF d SKIP LOCKED)
+           UPDATE channels_app_delivery d SET not_before = %(now)s, deadline_at = d.deadline_at - (d.not_before - %(now)s),
+             fallback_at = d.fallback_at - (d.not_before - %(now)s)
+           FROM mine WHERE d.id = mine.id RETURNING d.address_id""",
+        {"ids": list(ids), "now": now},
+    )
+    places = sorted({pk for (pk,) in cursor.fetchall()})
+    cursor.execute("UPDATE channels_app_address SET next_at = LEAST(next_at, %s) WHERE id = ANY(%s)", [now, places])
+
+
+def _replacements(due: Sequence[Mapping[str, Any]], now: datetime, notes: Book) -> tuple[list[Row], list[tuple[int, int]]]:
+    """The messages that take over, and what waits already and is to leave now instead: (its id, the id of what has failed)."""
     tried: dict[tuple[int, int | None], list[int]] = defaultdict(list)
-    for notification, member, pk in (
+    waiting: dict[tuple[int, int | None], list[tuple[int, int]]] = defaultdict(list)
+    for notification, member, pk, channel, state, attempts, not_before, reason in (
         Delivery.objects.filter(notification_id__in={row["notification_id"] for row in due})
         .order_by("id")
-        .values_list("notification_id", "member_id", "channel_id")
+        .values_list("notification_id", "member_id", "id", "channel_id", "state", "attempts", "not_before", "reason")
     ):
-        tried[notification, member].append(pk)
+        tried[notification, member].append(channel)
+        # A reason that is there already is one to wait all the same: quiet hours.
+        if member is not None and state == Delivery.State.QUEUED and not attempts and not_before > now and not reason:
+            waiting[notification, member].append((pk, channel))
     people = [row for row in due if row["member_id"] is not None and row["channel_id"] in notes.channels]
     others = addresses.stand_ins({_asked(row) for row in people}, now)
     kinds: dict[int, tuple[str, ...]] = {}
@@ -65,7 +94,8 @@ def _replacements(due: Sequence[Mapping[str, Any]], now: datetime, notes: Book) 
         if wanted:
             by_kinds[row["notification__severity"], wanted].add(row["member_id"])
     ways = {(severity, wanted): addresses.reach(members, severity, now, kinds=wanted) for (severity, wanted), members in by_kinds.items()}
-    made = []
+    made: list[Row] = []
+    early: list[tuple[int, int]] = []
     for row in due:
         if row["channel_id"] not in notes.channels:
             continue
@@ -79,6 +109,12 @@ def _replacements(due: Sequence[Mapping[str, Any]], now: datetime, notes: Book) 
             if not to or _is_refused_mailbox(row, notes):
                 found = ways.get((severity, kinds.get(row["id"], ())), {}).get(member, ())
                 ways_left = [(item.channel_id, item.target) for item in found if isinstance(item, addresses.Target)]
+                families = {addresses.family(notes.channels[pk].kind) for pk, _target in ways_left if pk in notes.channels}
+                early += [
+                    (pk, row["id"])
+                    for pk, channel in waiting[row["notification_id"], member]
+                    if channel in notes.channels and addresses.family(notes.channels[channel].kind) in families
+                ]
                 to += [place for place in ways_left if not _asked_already(place[0], told, notes)]
         to = [place for place in to if place[0] not in told]
         told += [pk for pk, _target in to]
@@ -89,7 +125,7 @@ def _replacements(due: Sequence[Mapping[str, Any]], now: datetime, notes: Book) 
             )
             for place in to
         ]  # fmt: skip
-    return made
+    return made, early
 
 
 def _is_refused_mailbox(row: Mapping[str, Any], notes: Book) -> bool:
