@@ -153,16 +153,17 @@ def _telegram(text: str) -> str:
     return _MENTION.sub("@\u2060", _html(text))
 
 
-_BACKSLASHED: Final = {ord(char): f"\\{char}" for char in "\\`*_{}[]()<>#+!|~-&"}
+# As few as do: where a message is shown raw (a phone's notification), each of these is seen.
+_BACKSLASHED: Final = {ord(char): f"\\{char}" for char in "\\`*_[]<>|~&"}
 
 
-_NUMBERED: Final = re.compile(r"[ \t]*(\d{1,9}[.)]|=)|[ \t]{2,}")
+_BEGINNING: Final = re.compile(r"[ \t]*(\d{1,9}[.)](?=\s|$)|[-+=#])|[ \t]{2,}")
 
 
-def _unnumbered(text: str) -> str:
-    """No line is a list, an underline or code: what no backslash prevents (in code they would even be seen)."""
+def _begun(text: str) -> str:
+    """No line is a list, a heading, an underline or code (in which backslashes would be seen)."""
     lines = text.split("\n")
-    return "\n".join(f"\u200b{line.lstrip()}" if _NUMBERED.match(line) else line for line in lines)
+    return "\n".join(f"\u200b{line.lstrip()}" if _BEGINNING.match(line) else line for line in lines)
 
 
 # An address without what could end it or begin markup; with a backslash in it, it would lead elsewhere.
@@ -178,7 +179,7 @@ def _escaped(text: str, table: dict[int, str]) -> str:
 
 
 def _backslash(text: str) -> str:
-    return _MENTION.sub("@\u2060", _escaped(_unnumbered(_plain(text)), _BACKSLASHED))
+    return _MENTION.sub("@\u2060", _escaped(_begun(_plain(text)), _BACKSLASHED))
 
 
 # The server splits words at anything but letters, digits and `.-_:@`, and forgets leading `.-_:`; `_@all` is a mention, `li@all` is none.
@@ -188,7 +189,7 @@ _NOT_SLACKS: Final = {**_BACKSLASHED, ord("<"): "‹", ord(">"): "›"}
 
 def _mattermost(text: str) -> str:
     # Angle brackets are looked at before Markdown is (Slack's <!channel> and <address|words> are translated), so no backslash helps there.
-    return _AT.sub("@\u2060", _escaped(_unnumbered(_plain(text)), _NOT_SLACKS))
+    return _AT.sub("@\u2060", _escaped(_begun(_plain(text)), _NOT_SLACKS))
 
 
 _UNSPOKEN: Final = re.compile(r"[<>*_#\[\]{}|\\~^=`\"&/@()]+")

@@ -32,6 +32,7 @@ from escalation.models import (
 )
 from flashduty.console.base import StatusFilter
 from flashduty.console.channels import kinds_of
+from flashduty.console.templates import kinds as template_kinds
 from flashduty.models import Classic, Hook, ImApp, ImBot, Play
 from mapping.clock import db_now
 from mapping.models import ApiKey, ContactPoint, Device, Installation, MappingEntry, MappingTable, Member, Team, Throttle
@@ -629,3 +630,9 @@ def test_pages_speak_the_members_language_and_zone(house: House):
     answer = house.client("member").get(page(Incident, "change", incident.pk))
     assert answer["Content-Language"] == "zh-hans" and "2026-03-02 11:00:00" in answer.content.decode()
     assert "2026-03-02 03:00:00" in house.client("manager").get(page(Incident, "change", incident.pk)).content.decode()
+
+
+def test_a_text_is_for_a_family_a_kind_or_a_format_and_each_is_named_once():
+    groups = dict(template_kinds())
+    names = [name for choices in groups.values() for name, _label in choices]
+    assert len(names) == len(set(names)) and {"sms", "voice", "im", "email", "feishu", "html"} <= set(names)

@@ -168,11 +168,19 @@ def test_telegram_and_html() -> None:
     assert say("{{ x }}", "telegram", x="ops@example.com") == "ops@example.com"
 
 
-@pytest.mark.parametrize("fmt", ["teams", "discord"])
+@pytest.mark.parametrize("fmt", ["teams", "discord", "mattermost"])
 def test_backslash_dialects(fmt: str) -> None:
     text = say("{{ x }}", fmt, x=ATTACK)
-    assert not re.search(r"(?<!\\)[*_~`\[\]()<>#]", text)
+    assert not re.search(r"(?<!\\)[*_~`\[\]<>]|^[-+#=]|^\d+[.)]\s", text, re.MULTILINE)
     assert "@everyone" not in text
+    assert say("{{ x }}", fmt, x="a-b (c) 7.3% #1!") == "a-b (c) 7.3% #1!", "nothing that begins nothing"
+
+
+@pytest.mark.parametrize("fmt", ["teams", "discord", "mattermost"])
+def test_an_address_among_the_words_leads_where_it_did(fmt: str) -> None:
+    text = say("{{ x }}", fmt, x="see https://grafana.example.com/d/a-b_c/x?from=now-1h&to=now&v=~all#p_ (or http://b.example/_x_)")
+    assert "https://grafana.example.com/d/a-b_c/x?from=now-1h&to=now&v=%7Eall#p%5F " in text
+    assert "http://b.example/%5Fx%5F)" in text
 
 
 def test_voice_reads_no_signs() -> None:

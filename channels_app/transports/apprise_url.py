@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import requests
-from apprise import Apprise, AppriseAsset, NotifyFormat, NotifyType, OverflowMode
+from apprise import Apprise, AppriseAsset, NotifyFormat, NotifyType, OverflowMode, PersistentStoreMode
 from apprise.conversion import convert_between
 from apprise.manager_plugins import NotificationManager
 from apprise.plugins import url_to_dict
@@ -38,7 +38,16 @@ from channels_app.transport import DeliveryError, Limit, Message, Receipt, Trans
 
 _TYPES = {"Critical": NotifyType.FAILURE, "Warning": NotifyType.WARNING, "Info": NotifyType.INFO, "Ok": NotifyType.SUCCESS}
 # async_mode off: in this thread. secure_logging: what it logs has no secrets (and is cleaned again). Nothing is kept on disk, no plugin is read from it.
-_ASSET = AppriseAsset(async_mode=False, secure_logging=True, interpret_escapes=False, interpret_emojis=False, http_redirects=False)
+_ASSET = AppriseAsset(
+    async_mode=False,
+    secure_logging=True,
+    interpret_escapes=False,
+    interpret_emojis=False,
+    http_redirects=False,
+    storage_mode=PersistentStoreMode.MEMORY,
+    pem_autogen=False,
+    pgp_autogen=False,
+)
 _TAIL = 40  # characters for “… shortened” and its line
 
 
