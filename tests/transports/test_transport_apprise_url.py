@@ -252,6 +252,6 @@ def test_long_texts_are_shortened_with_the_link_to_the_rest(size):
 
 
 def test_what_grows_by_escapes_is_not_lost(server):
-    """ntfy takes 7,800 characters here; a text of stars doubles when it becomes Markdown."""
+    """A text of stars doubles when it becomes Markdown; what is too long then comes as a second message."""
     transport(server, "gotify://HOST/Axxxxxxxxxxxxxx?format=markdown").send(page(text="*" * 30_000), "")
     assert sum(seen.json()["message"].count("*") for seen in server.seen) >= 30_000
