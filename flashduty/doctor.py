@@ -28,7 +28,7 @@ from mapping.visibility import Role
 Level = Literal["error", "warning"]
 
 RINGS: Final = frozenset({"app", "push", "voice", "sms"})  # families that somebody who sleeps may hear
-PROGRAMS: Final = {"sip": ("baresip", "espeak-ng")}  # by a word of a kind's name: what has to be on this machine
+PROGRAMS: Final = {"sip": ("espeak-ng",)}  # by a word of a kind's name: what has to be on this machine
 MOST_NAMES: Final = 10
 
 
