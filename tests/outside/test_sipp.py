@@ -1,0 +1,249 @@
+"""Calls that Debian's sipp answers, refuses or lets ring, with speech of the real espeak-ng: an independent judge of our SIP and a real voice.
+
+What comes as sound is received here, so that it can be listened to: that it is there, on time, speech and not silence, and said twice."""
+
+import re
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from channels_app.http import DeliveryError, Http
+from channels_app.transports import sip
+from channels_app.transports.sip import Sip
+from tests.fakes.message import page
+from tests.fakes.sip import Heard
+from tests.fakes.smtp import free_port
+from tests.outside.product import until
+
+pytestmark = pytest.mark.outside
+
+PHONE = "+8613800000000"
+HEAD = '<?xml version="1.0" encoding="ISO-8859-1" ?>\n<!DOCTYPE scenario SYSTEM "sipp.dtd">\n<scenario name="phone">\n'
+COMMON = "[last_Via:]\n[last_From:]\n[last_To:];tag=[pid]phone[call_number]\n[last_Call-ID:]\n[last_CSeq:]\n"
+CONTACT = "Contact: <sip:phone@[local_ip]:[local_port];transport=[transport]>\n"
+
+
+def send(status: str, more: str = "", body: str = "", retrans: bool = False) -> str:
+    length = "[len]" if body else "0"
+    text = f"SIP/2.0 {status}\n{COMMON}{more}Content-Length: {length}\n\n{body}"
+    again = ' retrans="500"' if retrans else ""
+    return f"<send{again}><![CDATA[\n{text}\n]]></send>\n"
+
+
+def receive(method: str) -> str:
+    return f'<recv request="{method}" crlf="true"/>\n'
+
+
+def answered(port: int) -> str:
+    sdp = f"v=0\no=phone 1 1 IN IP4 [local_ip]\ns=-\nc=IN IP4 [local_ip]\nt=0 0\nm=audio {port} RTP/AVP 8 0\na=rtpmap:8 PCMA/8000\n"
+    ok = "SIP/2.0 200 OK\n[last_Via:]\n[last_From:]\n[last_To:]\n[last_Call-ID:]\n[last_CSeq:]\nContent-Length: 0\n"
+    return (
+        send("180 Ringing", CONTACT)
+        + '<pause milliseconds="200"/>\n'
+        + send("200 OK", f"{CONTACT}Content-Type: application/sdp\n", sdp, retrans=True)
+        + receive("ACK")
+        + receive("BYE")
+        + f"<send><![CDATA[\n{ok}\n]]></send>\n"
+    )
+
+
+WHO = (
+    send(
+        "401 Unauthorized",
+        'WWW-Authenticate: Digest realm="office", nonce="47ebe028cda119c35d4877b383027d28da013815", algorithm=MD5, qop="auth"\n',
+    )
+    + receive("ACK")
+    + '<recv request="INVITE" crlf="true"><action><verifyauth assign_to="known" username="1001" password="open sesame"/></action></recv>\n'
+    + '<nop hide="true" test="known" next="known"/>\n'
+    + send("403 Forbidden")
+    + receive("ACK")
+    + '<nop next="end"/>\n<label id="known"/>\n'
+)
+SCENARIOS = {
+    "answers": lambda port: receive("INVITE") + answered(port),
+    "asks who we are": lambda port: receive("INVITE") + WHO + answered(port) + '<label id="end"/>\n',
+    "is busy": lambda port: receive("INVITE") + send("100 Trying") + send("486 Busy Here") + receive("ACK"),
+    "declines after a while": lambda port: receive("INVITE") + send("180 Ringing") + "<pause milliseconds=\"600\"/>\n" + send("603 Decline") + receive("ACK"),
+    "rings on": lambda port: (
+        receive("INVITE")
+        + send("180 Ringing")
+        + receive("CANCEL")
+        + "<send><![CDATA[\nSIP/2.0 200 OK\n[last_Via:]\n[last_From:]\n[last_To:]\n[last_Call-ID:]\n[last_CSeq:]\nContent-Length: 0\n]]></send>\n"
+        + "<send><![CDATA[\nSIP/2.0 487 Request Terminated\n[last_Via:]\n[last_From:]\n[last_To:];tag=[pid]phone[call_number]\n[last_Call-ID:]\n"
+        + "CSeq: 1 INVITE\nContent-Length: 0\n]]></send>\n"
+        + receive("ACK")
+    ),
+}  # fmt: skip
+
+
+class Ear:
+    """Hears the sound of a call, and when each packet came."""
+
+    def __init__(self) -> None:
+        self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.sock.bind(("127.0.0.1", 0))
+        self.sock.settimeout(0.1)
+        self.port = self.sock.getsockname()[1]
+        self.heard, self.at = Heard(), list[float]()
+        self.open = True
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        while self.open:
+            try:
+                self.heard.packets.append(self.sock.recv(4096))
+                self.at.append(time.monotonic())
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+
+    def close(self) -> None:
+        self.open = False
+        self.sock.close()
+
+
+class Sipp:
+    """`with Sipp("answers", folder) as phone:`; `verdict()` is what sipp thinks of our side of the call."""
+
+    def __init__(self, scenario: str, folder: Path, protocol: str = "udp") -> None:
+        self.ear = Ear()
+        self.port = free_port()
+        self.folder, self.protocol = folder, protocol
+        file = folder / "scenario.xml"
+        file.write_text(HEAD + SCENARIOS[scenario](self.ear.port) + "</scenario>\n")
+        self.command = [
+            "sipp", "-sf", str(file), "-i", "127.0.0.1", "-p", str(self.port), "-t", {"udp": "u1", "tcp": "t1"}[protocol],
+            "-m", "1", "-nostdin", "-timeout", "60s", "-trace_err", "-trace_msg", "-error_file", str(folder / "errors"),
+            "-message_file", str(folder / "messages"),
+        ]  # fmt: skip
+
+    def __enter__(self) -> "Sipp":
+        with open(self.folder / "out", "wb") as out:
+            self.process = subprocess.Popen(self.command, stdout=out, stderr=out, cwd=self.folder)
+        until(self._listens, 10, "sipp listens")
+        return self
+
+    def _listens(self) -> bool:
+        """Whether its port is taken: what it prints comes late."""
+        assert self.process.poll() is None, self.verdict()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM if self.protocol == "udp" else socket.SOCK_STREAM) as probe:
+            try:
+                probe.bind(("127.0.0.1", self.port))
+            except OSError:
+                return True
+        return False
+
+    def __exit__(self, *args: object) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(10)
+        self.ear.close()
+
+    def verdict(self) -> tuple[int, str]:
+        """(0 where the call went as the scenario says, what it complains about)."""
+        code = self.process.wait(20)
+        errors = self.folder / "errors"
+        return code, errors.read_text(errors="replace") if errors.exists() else ""
+
+    def messages(self) -> str:
+        file = self.folder / "messages"
+        return file.read_text(errors="replace") if file.exists() else ""
+
+
+@pytest.fixture(autouse=True)
+def programs(settings, tmp_path):
+    if missing := [name for name in ("sipp", "espeak-ng") if shutil.which(name) is None]:
+        pytest.skip(f"not installed: {', '.join(missing)} (apt-get install sip-tester espeak-ng)")
+    settings.RUN_DIR = tmp_path / "run"
+
+
+def channel(phone: Sipp, **changes) -> Sip:
+    form = Sip.Settings(data={"host": "127.0.0.1", "port": phone.port, "numbers": "+86 571 8888 1234", **changes})
+    assert form.is_valid(), form.errors
+    return Sip(form.cleaned_data, Http(allowed_hosts=[f"127.0.0.1:{phone.port}"]))
+
+
+def end_of(sender: Sip, call: str, seconds: float = 60) -> tuple[str, str]:
+    told = until(lambda: [one for one in sender.poll([call]) if one.message_id == call], seconds, "the call has ended")
+    return told[0].state, told[0].reason
+
+
+def loudness(samples: list[int]) -> list[float]:
+    """The mean size of each 20 ms."""
+    return [sum(map(abs, samples[at : at + 160])) / 160 for at in range(0, len(samples), 160)]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "language", "text"),
+    [
+        ("udp", "en", "Critical. Database is down."),
+        ("tcp", "zh-hans", "严重告警。数据库不可用。"),
+        ("udp", "zh-hans", "严重告警。数据库不可用。"),
+    ],
+)
+def test_the_phone_is_answered_and_the_text_heard_twice(tmp_path, protocol, language, text):
+    with Sipp("answers", tmp_path, protocol) as phone:
+        sender = channel(phone, protocol=protocol)
+        sent = sender.send(page(text=text, language=language), PHONE)
+        assert sent.state == "sent"
+        assert end_of(sender, sent.message_id) == ("delivered", "")
+        assert phone.verdict() == (0, "")
+        voice = "cmn" if language.startswith("zh") else "en-us"
+        speech = sip.spoken(text, voice, 150)
+        expected = sum(1 for _frame in sip._frames(speech, 8))
+        heard = phone.ear.heard
+        assert len(heard.packets) == expected and heard.faults() == []
+        assert 0.97 < (phone.ear.at[-1] - phone.ear.at[0]) / (0.02 * (expected - 1)) < 1.2, "as fast as it is spoken"
+        # Speech: loud in most of its time, and the second reading is the first one again.
+        loud = loudness(heard.samples)
+        lead, pause, length = round(sip.LEAD / 0.02), round(sip.PAUSE / 0.02), -(-len(speech) // 160)
+        first, second = loud[lead : lead + length], loud[lead + length + pause : lead + 2 * length + pause]
+        assert first == second and max(loud[: lead - 1]) < 20
+        assert sum(one > 300 for one in first) > length / 2 and max(first) > 3000
+        assert length > 60, "more than a second"
+
+
+@pytest.mark.parametrize(("password", "state"), [("open sesame", "delivered"), ("wrong", None)])
+def test_sipp_checks_our_password(tmp_path, password, state):
+    with Sipp("asks who we are", tmp_path) as phone:
+        sender = channel(phone, username="1001", password=password)
+        if state is None:
+            with pytest.raises(DeliveryError) as caught:
+                sender.send(page(text="down"), PHONE)
+            assert caught.value.config and "403" in caught.value.text
+            return
+        assert end_of(sender, sender.send(page(text="down"), PHONE).message_id)[0] == state
+        assert phone.verdict()[0] == 0 and phone.ear.heard.packets
+
+
+def test_the_line_is_busy(tmp_path):
+    with Sipp("is busy", tmp_path) as phone:
+        with pytest.raises(DeliveryError, match=r"the line was busy \(SIP 486 Busy Here\)") as caught:
+            channel(phone).send(page(text="down"), PHONE)
+        assert caught.value.permanent and not caught.value.config
+        assert phone.verdict() == (0, "")
+
+
+def test_the_call_is_declined_while_it_rings(tmp_path):
+    with Sipp("declines after a while", tmp_path) as phone:
+        sender = channel(phone)
+        state, reason = end_of(sender, sender.send(page(text="down"), PHONE).message_id)
+        assert state == "failed" and "declined" in reason and phone.verdict() == (0, "")
+
+
+def test_nobody_answers(tmp_path):
+    with Sipp("rings on", tmp_path) as phone:
+        sender = channel(phone, ring_seconds=10)
+        began = time.monotonic()
+        sent = sender.send(page(text="down"), PHONE)
+        assert time.monotonic() - began < 3, "ringing is enough for `sent`"
+        state, reason = end_of(sender, sent.message_id)
+        assert state == "failed" and "Nobody answered the phone within 10 s" in reason and 9.5 < time.monotonic() - began < 16
+        assert phone.verdict() == (0, "")
+        assert re.search(r"^CANCEL sip:", phone.messages(), re.MULTILINE)
