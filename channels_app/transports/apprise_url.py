@@ -22,10 +22,6 @@ from typing import Any
 from urllib.parse import unquote
 
 import requests
-from apprise import Apprise, AppriseAsset, NotifyFormat, NotifyType, OverflowMode, PersistentStoreMode
-from apprise.conversion import convert_between
-from apprise.manager_plugins import NotificationManager
-from apprise.plugins import url_to_dict
 from django import forms
 from django.core.exceptions import ValidationError
 from django.utils import translation
@@ -36,18 +32,39 @@ from requests.structures import CaseInsensitiveDict
 from channels_app import http, transport
 from channels_app.transport import DeliveryError, Limit, Message, Receipt, Transport
 
-_TYPES = {"Critical": NotifyType.FAILURE, "Warning": NotifyType.WARNING, "Info": NotifyType.INFO, "Ok": NotifyType.SUCCESS}
-# async_mode off: in this thread. secure_logging: what it logs has no secrets (and is cleaned again). Nothing is kept on disk, no plugin is read from it.
-_ASSET = AppriseAsset(
-    async_mode=False,
-    secure_logging=True,
-    interpret_escapes=False,
-    interpret_emojis=False,
-    http_redirects=False,
-    storage_mode=PersistentStoreMode.MEMORY,
-    pem_autogen=False,
-    pgp_autogen=False,
-)
+
+@functools.cache
+def _library() -> SimpleNamespace:
+    """What we use of Apprise, loaded when the first address is looked at: it takes a quarter of a second, and every process of ours loads this file."""
+    from apprise import Apprise, AppriseAsset, NotifyFormat, NotifyType, OverflowMode, PersistentStoreMode
+    from apprise.conversion import convert_between
+    from apprise.manager_plugins import NotificationManager
+    from apprise.plugins import url_to_dict
+
+    return SimpleNamespace(
+        Apprise=Apprise,
+        NotifyFormat=NotifyFormat,
+        NotifyType=NotifyType,
+        OverflowMode=OverflowMode,
+        NotificationManager=NotificationManager,
+        convert_between=convert_between,
+        url_to_dict=url_to_dict,
+        types={"Critical": NotifyType.FAILURE, "Warning": NotifyType.WARNING, "Info": NotifyType.INFO, "Ok": NotifyType.SUCCESS},
+        # async_mode off: in this thread. secure_logging: what it logs has no secrets (and is cleaned again). Nothing is kept on disk, no
+        # plugin is read from it.
+        asset=AppriseAsset(
+            async_mode=False,
+            secure_logging=True,
+            interpret_escapes=False,
+            interpret_emojis=False,
+            http_redirects=False,
+            storage_mode=PersistentStoreMode.MEMORY,
+            pem_autogen=False,
+            pgp_autogen=False,
+        ),
+    )
+
+
 _TAIL = 40  # characters for “… shortened” and its line
 
 
@@ -89,22 +106,24 @@ class AppriseUrl(Transport):
         http.hide(_pieces(str(settings["url"])))
 
     def send(self, message: Message, address: str) -> Receipt:
+        lib = _library()
         with _heard(self.http) as visit:
             plugin = _opened(str(self.settings["url"]))
             plugin.throttle = _no_wait  # the outbox keeps limits; a plugin would sleep
-            if plugin.overflow_mode == OverflowMode.UPSTREAM:
-                plugin.overflow_mode = (
-                    OverflowMode.SPLIT
-                )  # what grows over the service's length when it is escaped comes as a second message
+            if plugin.overflow_mode == lib.OverflowMode.UPSTREAM:
+                # What grows over the service's length when it is escaped comes as a second message.
+                plugin.overflow_mode = lib.OverflowMode.SPLIT
             name = str(plugin.service_name)
-            target = plugin.resolve_format(NotifyFormat.TEXT)
+            target = plugin.resolve_format(lib.NotifyFormat.TEXT)
             text, detail = shortened(message, int(plugin.body_maxlen))
             try:
                 taken = plugin.notify(
-                    body=convert_between(NotifyFormat.TEXT, target, text),
+                    body=lib.convert_between(lib.NotifyFormat.TEXT, target, text),
                     # No title of others' words: services read titles with their own markup.
                     title=f"#{message.num} {message.severity}".strip("# ") if message.num else "Flashduty",
-                    notify_type=NotifyType.SUCCESS if message.event == "closed" else _TYPES.get(message.severity, NotifyType.INFO),
+                    notify_type=lib.NotifyType.SUCCESS
+                    if message.event == "closed"
+                    else lib.types.get(message.severity, lib.NotifyType.INFO),
                     body_format=target,
                 )
             except Exception as error:
@@ -167,15 +186,16 @@ def shortened(message: Message, size: int) -> tuple[str, str]:
 
 def _opened(url: str) -> Any:
     """Apprise's plugin for an address; DeliveryError with the reason and the remedy when there is none that may be used."""
-    plain = url_to_dict(url, secure_logging=True)
+    lib = _library()
+    plain = lib.url_to_dict(url, secure_logging=True)
     scheme = str((plain or {}).get("schema") or url.partition("://")[0]).lower()[:30]
-    if not scheme.replace("+", "").replace("-", "").isalnum() or scheme not in NotificationManager():
+    if not scheme.replace("+", "").replace("-", "").isalnum() or scheme not in lib.NotificationManager():
         raise DeliveryError(
             _("Apprise knows no service for this address; it begins with the service's name, such as ntfys:// or gotifys://."),
             permanent=True,
             config=True,
         )
-    cls = NotificationManager()[scheme]
+    cls = lib.NotificationManager()[scheme]
     if not _admit(cls):
         raise DeliveryError(
             _("“%(scheme)s://” is not allowed: it reaches this machine, or the network by a way that cannot be guarded here.")
@@ -183,7 +203,7 @@ def _opened(url: str) -> Any:
             permanent=True,
             config=True,
         )
-    plugin = Apprise.instantiate(url, asset=_ASSET) if plain else None
+    plugin = lib.Apprise.instantiate(url, asset=lib.asset) if plain else None
     if plugin is None:
         form = next(iter(getattr(cls, "templates", ())), "")
         raise DeliveryError(
