@@ -150,7 +150,9 @@ MODELS = list(admin.site._registry)
 
 def test_every_model_of_ours_has_a_page():
     inside = {Layer, LayerChannel, MappingEntry, ChannelHealth}  # edited or shown on the page of another row
-    named = {model.__name__ for model in MODELS} | {model.__name__ for model in inside} | {"Channel", "Verification", "Responder", "Pulse"}
+    # Shown by its proxies; codes nobody may read; part of the incident's page; and two rows of the machine's own, the second kept for ten minutes.
+    without = {"Channel", "Verification", "Responder", "Pulse", "EarlyReceipt"}
+    named = {model.__name__ for model in [*MODELS, *inside]} | without
     ours = {
         m.__name__
         for label in ("mapping", "templates_app", "channels_app", "escalation", "flashduty")
