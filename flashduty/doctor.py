@@ -19,6 +19,7 @@ from django.utils.translation import get_language, ngettext, pgettext
 from django.utils.translation import gettext as _
 
 from channels_app import addresses, policy, transport
+from channels_app import numbers as numbers_of
 from channels_app.models import Channel, ChannelHealth
 from mapping import voice_regions
 from mapping.crypto import EncryptedJSONField, EncryptedTextField, decrypt
@@ -139,12 +140,12 @@ def broken(now: datetime) -> Iterator[Finding]:
 
 def numbers(_now: datetime) -> Iterator[Finding]:
     """People can only keep calls from being blocked when they know the numbers."""
+    known, told = transport.transports(), {channel.pk for channel, _numbers in numbers_of.by_channel()}
     silent = [
         row.name
-        for row in Channel.objects.filter(status="enabled", owner=None).order_by("name")
-        if (style := transport.transports().get(row.kind)) and style.family == "voice" and "numbers" in style.Settings.base_fields
-        and not row.settings.get("numbers")
-    ]  # fmt: skip
+        for row in _channels()
+        if known[row.kind].family == "voice" and "numbers" in known[row.kind].Settings.base_fields and row.pk not in told
+    ]
     if silent:
         yield Finding(
             "warning",

@@ -138,6 +138,15 @@ def test_secrets_whose_key_is_gone(sound, settings):
     assert all("FLASHDUTY_ENCRYPTION_KEYS" in text and "topsecret" not in text for text in texts)
 
 
+def test_voice_channels_that_do_not_say_their_numbers(sound):
+    voice = Channel.objects.create(kind="aliyun_voice", name="Ali", settings={})
+    (text,) = found(doctor.numbers)
+    assert "Ali" in text and text.startswith("warning: ")
+    voice.settings = {"numbers": "+86 571 8888 1234"}
+    voice.save()
+    assert found(doctor.numbers) == []
+
+
 def test_a_check_that_fails_is_a_finding_and_the_others_go_on(sound, monkeypatch):
     def explodes(_now):
         raise RuntimeError("boom")

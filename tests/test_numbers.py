@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import vobject
+from cryptography.fernet import Fernet
 from django_q.models import Schedule
 from hypothesis import given
 from hypothesis import strategies as st
@@ -114,6 +115,13 @@ def test_only_what_may_call_this_person_by_this_phone(lee):
 def test_numbers_nobody_can_read_are_left_out(lee):
     voice("A", "nonsense")
     assert calls(lee) == () and numbers.card_of(lee, NOW) == ""
+
+
+def test_a_channel_whose_key_is_gone_stops_nobodys_page(lee, client, settings):
+    voice("A", "+86 571 8888 1234")
+    settings.ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
+    client.force_login(lee)
+    assert calls(lee) == () and client.get("/me/").status_code == 200
 
 
 def test_the_card_of_a_person_is_in_both_languages_theirs_first(lee):

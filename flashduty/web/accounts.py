@@ -128,7 +128,10 @@ def search(member: Member, channel_id: int, text: str, now: datetime) -> Sequenc
         raise ValidationError(_("Write at least %(count)d letters of your name there.") % {"count": SHORTEST})
     if not Throttle.hit(f"chats {member.pk}", *SEARCHES, now):
         raise ValidationError(_("You have looked often enough for now. Try again in ten minutes."))
-    row = Channel.objects.get(pk=channel.pk)
+    try:
+        row = Channel.objects.get(pk=channel.pk)
+    except ValueError:  # no key opens its settings
+        raise ValidationError(_("This bot cannot be used now: an administrator has to look at it.")) from None
     opened = style(row.settings, Http(row.proxy, row.ca_bundle, row.allowed_hosts))
     assert isinstance(opened, Suggests)
     try:
