@@ -61,14 +61,14 @@ class Body:
             raise ApiError("InvalidParameter", _("%(name)s must be a string.") % {"name": name})
         return clean(value)[:most]
 
-    def object(self, name: str) -> "Body":
+    def inner(self, name: str) -> "Body":
         """A JSON object within this one; an empty one where it is absent."""
         value = self.fields.get(name) or {}
         if not isinstance(value, dict):
             raise ApiError("InvalidParameter", _("%(name)s must be an object.") % {"name": name})
-        inner = Body(b"", "")
-        inner.fields = value
-        return inner
+        found = Body(b"", "")
+        found.fields = value
+        return found
 
     def flag(self, name: str) -> bool:
         return self.fields.get(name) is True
@@ -179,7 +179,7 @@ class Create(IncidentDoor):
 
     def _assigned(self, body: Body) -> dict[str, Any]:
         """`assigned_to`: people (by id or e-mail) with how to tell them, or a layer of a rule; as arguments of lifecycle.create."""
-        to = body.object("assigned_to")
+        to = body.inner("assigned_to")
         people = to.numbers("person_ids")
         if emails := [email.lower() for email in to.strings("emails")]:
             known = {email.lower(): pk for pk, email in Member.objects.filter(is_active=True).values_list("id", "email")}
@@ -192,13 +192,13 @@ class Create(IncidentDoor):
         found: dict[str, Any] = {"member_ids": list(dict.fromkeys(people))}
         if to.fields.get("escalate_rule_id"):
             found |= {"rule_id": to.id("escalate_rule_id"), "layer_idx": to.number("layer_idx")}
-        notify = to.object("notify")
+        notify = to.inner("notify")
         if template := notify.fields.get("template_id") and notify.id("template_id"):
             if not TemplateSet.objects.visible_to(self.member).filter(pk=template).exists():
                 raise ApiError("ResourceNotFound", _("There is no template %(id)s.") % {"id": notify.text("template_id", 24)})
             found["template_set"] = template
         if (kinds := notify.strings("personal_channels")) and not notify.flag("follow_preference"):
-            choices = sorted({name for kind in addresses.kinds_for_people() for name in (kind, addresses.family(kind))})
+            choices = [name for name, _label in addresses.choices_for_people()]
             if unknown := [kind for kind in kinds if kind not in choices]:
                 raise ApiError(
                     "InvalidParameter",
