@@ -211,58 +211,100 @@ SELECT (SELECT last_pass_at FROM mapping_installation WHERE id = 1),
 def _due(now: datetime) -> tuple[int, set[str], datetime | None]:
     """Which kinds have rows that are due, in one statement (most passes have one kind or none); 1 if the clock had to be corrected first;
     and the next instant at which something will be due, if that is within SOON."""
-    corrected = 0
-    while True:
-        with planned_once() as cursor:
-            cursor.execute(_LOOK, {"now": now, "soon": now + SOON})
-            last, ahead, *found = cursor.fetchone()
-        if corrected or not (corrected := _clock(last, now)):
-            return corrected, {kind for kind, one in zip(_KINDS, found, strict=True) if one}, ahead
+    last, ahead, kinds = _look(now)
+    corrected = _clock(last, now)
+    if corrected:
+        _last, ahead, kinds = _look(now)
+    elif corrected is None:
+        kinds.discard("auto_resolves")  # theirs is a time at which nobody could see them
+    return corrected or 0, kinds, ahead
+
+
+def _look(now: datetime) -> tuple[datetime | None, datetime | None, set[str]]:
+    with planned_once() as cursor:
+        cursor.execute(_LOOK, {"now": now, "soon": now + SOON})
+        last, ahead, *found = cursor.fetchone()
+    return last, ahead, {kind for kind, one in zip(_KINDS, found, strict=True) if one}
 
 
 # Every instant of what waits goes back with the clock: what was due before is due now. A few statements, however many runs: with one for
 # each, 20,000 live runs took 31 s, and the supervisor takes an engine for dead after five.
 _TURN_BACK = (
-    """SELECT FROM escalation_incident WHERE progress <> 'Closed' AND (wake_at IS NOT NULL OR auto_resolve_at IS NOT NULL
-         OR id IN (SELECT incident_id FROM escalation_run WHERE ended_at IS NULL AND next_at IS NOT NULL)) ORDER BY id FOR NO KEY UPDATE""",
     """UPDATE escalation_incident SET wake_at = wake_at - %(lost)s, auto_resolve_at = auto_resolve_at - %(lost)s,
          snoozed_until = snoozed_until - %(lost)s
-       WHERE progress <> 'Closed' AND (wake_at IS NOT NULL OR auto_resolve_at IS NOT NULL)""",
+       WHERE id = ANY(%(ids)s) AND progress <> 'Closed' AND (wake_at IS NOT NULL OR auto_resolve_at IS NOT NULL)""",
     """WITH moved AS (
          UPDATE escalation_run SET next_at = next_at - %(lost)s, state = state || jsonb_build_object(
            't0', (state ->> 't0')::timestamptz - %(lost)s, 'repage_at', (state ->> 'repage_at')::timestamptz - %(lost)s)
-         WHERE ended_at IS NULL AND next_at IS NOT NULL RETURNING incident_id)
+         WHERE incident_id = ANY(%(ids)s) AND ended_at IS NULL AND next_at IS NOT NULL RETURNING incident_id)
        INSERT INTO escalation_timelineentry (incident_id, type, via, detail, created_at, handled_at)
        SELECT incident_id, 'i_clock', 'system', %(detail)s::jsonb, %(now)s, %(now)s FROM moved ORDER BY incident_id""",
 )
+_TIMED = """progress <> 'Closed' AND (wake_at IS NOT NULL OR auto_resolve_at IS NOT NULL
+  OR id IN (SELECT incident_id FROM escalation_run WHERE ended_at IS NULL AND next_at IS NOT NULL))"""
 
 
-def _clock(last: datetime | None, now: datetime) -> int:
-    """Notice a database clock that went back, and keep the latest instant seen (once a second at most)."""
+def _clock(last: datetime | None, now: datetime) -> int | None:
+    """Notices an outage of ours and a database clock that went back, and keeps the latest instant seen (once a second at most).
+
+    1: timers were moved back with the clock. None: somebody's lock is in the way; nothing was changed, and it is tried again in a second.
+    """
     if last is None:
         last = Installation.get().last_pass_at
-    if last is None or now - last >= timedelta(seconds=1):
-        with transaction.atomic():
-            first = Installation.objects.filter(id=1).filter(Q(last_pass_at=None) | Q(last_pass_at=last)).update(last_pass_at=now)
-            if first and last is not None and now - last > plan.LATE:
-                # Nobody could see an incident while we were down: its time to be resolved by itself moves by the outage.
-                Incident.objects.filter(auto_resolve_at__gt=last).update(auto_resolve_at=F("auto_resolve_at") + (now - last))
+    away = timedelta(0) if last is None else now - last
+    if last is not None and -CLOCK_BACK <= away < timedelta(seconds=1):
         return 0
-    if last - now <= CLOCK_BACK:
-        return 0
-    with transaction.atomic():
-        # Whoever changes the row first moves the runs; a second engine finds the new value and does nothing.
-        if not Installation.objects.filter(id=1, last_pass_at=last).update(last_pass_at=now):
-            return 0
-        lost = last - now
-        values: dict[str, Any] = {"lost": lost, "now": now, "detail": json.dumps({"from": last.isoformat(), "to": now.isoformat()})}
-        with connection.cursor() as cursor:
-            for statement in _TURN_BACK:
-                cursor.execute(statement, values)
-        outbox.turned_back(lost, now)
-        text = _("The database's clock went back by %(seconds).0f s; timers were moved along, so that nothing is late.")
-        alarm(text % {"seconds": lost.total_seconds()}, now)
-        return 1
+    if _resting.get("until", 0.0) > time.monotonic():
+        return None
+    try:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute(f"SET LOCAL lock_timeout = {LOCK_WAIT_MS}")
+            # The row of the installation comes last, as everywhere, and its old value is what one of several engines finds.
+            seen = Installation.objects.filter(id=1).filter(Q(last_pass_at=None) | Q(last_pass_at=last))
+            if last is not None and away < timedelta(0):
+                moved = _turn_back(last, now)
+            else:
+                moved = False
+                if last is not None and away > plan.LATE:
+                    # Nobody could see an incident while we were down: its time to be resolved by itself moves by the outage.
+                    ids = _lock("auto_resolve_at > %(last)s", {"last": last})
+                    Incident.objects.filter(id__in=ids).update(auto_resolve_at=F("auto_resolve_at") + away)
+            if not seen.update(last_pass_at=now):
+                transaction.set_rollback(True)  # another engine was faster
+                return 0
+            if moved:
+                text = _("The database's clock went back by %(seconds).0f s; timers were moved along, so that nothing is late.")
+                alarm(text % {"seconds": -away.total_seconds()}, now)
+            return int(moved)
+    except OperationalError as error:
+        if not _waited(error):
+            raise
+        log.warning("timers cannot be moved by %.0f s yet: somebody's lock is in the way", away.total_seconds())
+        _resting["until"] = time.monotonic() + 1
+        return None
+
+
+# Until when, by our own monotonic clock, nobody tries again to move the timers.
+_resting: dict[str, float] = {}
+
+
+def _lock(which: str, values: dict[str, Any]) -> list[int]:
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT id FROM escalation_incident WHERE {which} ORDER BY id FOR NO KEY UPDATE", values)
+        return [pk for (pk,) in cursor.fetchall()]
+
+
+def _turn_back(last: datetime, now: datetime) -> bool:
+    ids = _lock(_TIMED, {})
+    if not Installation.objects.filter(id=1, last_pass_at=last).exists():
+        return False  # another engine has done it while we waited for its locks
+    lost = last - now
+    values = {"ids": ids, "lost": lost, "now": now, "detail": json.dumps({"from": last.isoformat(), "to": now.isoformat()})}
+    with connection.cursor() as cursor:
+        for statement in _TURN_BACK:
+            cursor.execute(statement, values)
+    outbox.turned_back(lost, now)
+    return True
 
 
 # ---- incidents that wake or close by themselves --------------------------------------------------------------------------------------
@@ -487,6 +529,7 @@ def fresh() -> None:
     """As a process that has just started: nothing remembered."""
     _waiting.clear()
     _stuck.clear()
+    _resting.clear()
     rules.forget()
 
 

@@ -1,10 +1,13 @@
 """Stories of what once went wrong: moves made faster than the engine acts, pages that reach nobody, rows that are broken."""
 
+import re
+import time
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 from django.db import connection
+from django.test.utils import CaptureQueriesContext
 
 from channels_app import verification
 from channels_app.models import Channel, Delivery, Notification, Preference
@@ -319,6 +322,56 @@ def test_a_clock_that_goes_back_changes_no_distance_of_any_run_and_costs_no_stat
     world.fresh()
     for incident in Incident.objects.all():
         lifecycle.close(incident.id, actor=None, via="api", now=world.now)
+
+
+class Stranger:
+    """Another session that holds the lock of an incident for as long as the block lasts."""
+
+    def __init__(self, table: str, pk: int) -> None:
+        self.what = f"SELECT FROM {table} WHERE id = {pk} FOR UPDATE"
+
+    def __enter__(self) -> None:
+        self.session = connection.copy()
+        self.session.set_autocommit(False)
+        with self.session.cursor() as cursor:
+            cursor.execute(self.what)
+
+    def __exit__(self, *_error: object) -> None:
+        self.session.close()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("away", [timedelta(hours=2), timedelta(hours=-2)], ids=["after an outage", "with the clock set back"])
+def test_timers_move_when_all_incidents_can_be_locked_and_until_then_nothing_else_waits(world, away):
+    lee = world.person("Lee")
+    world.workspace.auto_resolve_timeout = 3600
+    world.workspace.save()
+    world.rule(layer(lee, escalate_window=30), layer(lee))
+    world.alert("locked")
+    world._was_awake()
+    world.fresh()
+    incident, run, was_seen = world.incident(), Run.objects.get(), world.now
+    world.now += away
+    begun = time.monotonic()
+    with Stranger("escalation_incident", incident.id):
+        world.alert("fresh")
+        world.expect(("Lee", "app", "triggered"), at=away.total_seconds())
+        assert time.monotonic() - begun < 2
+        incident.refresh_from_db()
+        assert incident.progress == "Triggered" and Installation.get().last_pass_at == was_seen
+    engine.fresh()
+    with CaptureQueriesContext(connection) as asked:
+        engine._due(world.now)
+    moved = Incident.objects.get(id=incident.id)
+    assert moved.auto_resolve_at == incident.auto_resolve_at + away and Installation.get().last_pass_at == world.now
+    assert away > timedelta(0) or Run.objects.get(id=run.id).next_at == run.next_at + away
+    tables = ("escalation_incident", "escalation_run", "channels_app_address", "channels_app_delivery", "mapping_installation")
+    locked = [next(i for i, name in enumerate(tables) if f'{name}' in q["sql"].split("WHERE")[0]) for q in asked
+              if re.match("UPDATE|WITH moved|.*FOR NO KEY UPDATE", q["sql"], re.DOTALL) and "channelhealth" not in q["sql"]]  # fmt: skip
+    assert len(locked) >= 3 and locked == sorted(locked), "incidents, runs, addresses, deliveries; the installation last"
+    world.fresh()
+    for row in Incident.objects.exclude(progress="Closed"):
+        lifecycle.close(row.id, actor=None, via="api", now=world.now)
 
 
 def of(name: str) -> list:

@@ -61,22 +61,32 @@ def turned_back(lost: timedelta, now: datetime) -> None:
     """The database's clock went back by `lost`: what was to happen later happens that much earlier, so that nothing waits twice."""
     with transaction.atomic(), connection.cursor() as cursor:
         values: dict[str, Any] = {"now": now, "lost": lost}
+        # Addresses, then deliveries, each in the order of their ids: as everybody else locks them.
+        cursor.execute(
+            "SELECT id FROM channels_app_address WHERE next_at > %(now)s OR blocked_until > %(now)s ORDER BY id FOR NO KEY UPDATE", values
+        )
         cursor.execute(
             """UPDATE channels_app_address SET next_at = GREATEST(next_at - %(lost)s, LEAST(next_at, %(now)s)),
                  blocked_until = GREATEST(blocked_until - %(lost)s, LEAST(blocked_until, %(now)s))
-               WHERE next_at > %(now)s OR blocked_until > %(now)s""",
+               WHERE id = ANY(%(ids)s)""",
+            values | {"ids": [pk for (pk,) in cursor.fetchall()]},
+        )
+        cursor.execute(
+            """SELECT id FROM channels_app_delivery WHERE state IN ('queued', 'sending') OR fallback_at > %(now)s OR poll_at > %(now)s
+               ORDER BY id FOR NO KEY UPDATE""",
             values,
         )
+        values["ids"] = [pk for (pk,) in cursor.fetchall()]
         cursor.execute(
             """UPDATE channels_app_delivery SET not_before = not_before - %(lost)s, deadline_at = deadline_at - %(lost)s,
                  give_up_at = give_up_at - %(lost)s, fallback_at = fallback_at - %(lost)s, lease_until = lease_until - %(lost)s
-               WHERE state IN ('queued', 'sending')""",
+               WHERE id = ANY(%(ids)s) AND state IN ('queued', 'sending')""",
             values,
         )
         # Calls that were sent and of which nothing was heard.
         cursor.execute(
             """UPDATE channels_app_delivery SET fallback_at = fallback_at - %(lost)s, poll_at = poll_at - %(lost)s
-               WHERE (fallback_at > %(now)s OR poll_at > %(now)s) AND state NOT IN ('queued', 'sending')""",
+               WHERE id = ANY(%(ids)s) AND (fallback_at > %(now)s OR poll_at > %(now)s) AND state NOT IN ('queued', 'sending')""",
             values,
         )
         cursor.execute("UPDATE channels_app_channelhealth SET open_until = open_until - %(lost)s WHERE open_until > %(now)s", values)
