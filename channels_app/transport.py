@@ -199,6 +199,8 @@ class Transport:
     max_chars: ClassVar[int | None] = None
     fallback_kinds: ClassVar[tuple[str, ...]] = ()  # tried for the same person when this one fails
     default_texts: ClassVar[Mapping[str, Any]] = {}  # own texts instead of the format's, keyed as in templates_app
+    suggested: ClassVar[str] = ""  # the setting, addresses one a line, that takes what `suggest` finds
+    asks_each: ClassVar[bool] = True  # where it `Polls`: about each message. False: what there is to hear comes all at once, whoever is asked about
     demo: ClassVar[bool] = False  # plays inside the product: nothing leaves the house
     secret: ClassVar[frozenset[str]] = frozenset()  # settings that are write-only in forms and cut from every error
     Settings: ClassVar[type[Settings]] = Settings
@@ -297,7 +299,8 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """The provider says what became of a message: `state` is one of Delivery's (delivered, answered, failed)."""
+    """The provider says what became of a message: `state` is one of Delivery's (delivered, answered, failed), or "bounced": it failed, and the
+    address takes nothing any more, so it is not used again until it is verified anew."""
 
     message_id: str
     state: str

@@ -4,9 +4,9 @@ from django.contrib import admin
 from django.contrib.auth.models import Group
 from django_q.models import Failure, Schedule, Success
 
-from flashduty.console import channels, incidents, names, people, rules, templates
+from flashduty.console import channels, deliveries, incidents, names, people, rules, templates
 
-__all__ = ["channels", "incidents", "people", "rules", "templates"]
+__all__ = ["channels", "deliveries", "incidents", "people", "rules", "templates"]
 
 # Roles and teams decide who may do what, and our own rows are the record of the work: pages about groups and queue results would mislead.
 for _model in (Group, Failure, Schedule, Success):

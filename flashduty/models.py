@@ -29,8 +29,8 @@ class Classic(Channel):
 class Hook(Channel):
     class Meta:
         proxy = True
-        verbose_name = _("webhook")
-        verbose_name_plural = _("Webhooks")
+        verbose_name = _("webhook or other service")
+        verbose_name_plural = _("Webhooks, other services")
 
 
 class Play(Channel):

@@ -102,6 +102,7 @@ class Settings(transport.Settings):
 class Discord(Transport):
     kind = "discord"
     label = gettext_lazy("Discord webhook")
+    family = "im"
     reach = "group"
     group = True
     mentions_by = ("table",)

@@ -143,6 +143,7 @@ class Telegram(Transport):
     max_chars = 3800  # of the text: mentions, notice and link need the rest, and a bundle must not be cut
     fallback_kinds = ("sms", "email")
     secret = frozenset({"token"})
+    suggested = "chats"
     Settings = Settings
 
     @classmethod

@@ -1,22 +1,20 @@
-"""Console pages of how it travels: channels by group with a form made from their transport, "send a test", and what became of each message."""
+"""Console pages of channels: by group, each with a form made from its transport's settings, to be tried out before it is saved."""
 
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from django import forms
 from django.conf import settings
 from django.contrib import admin, messages
 from django.core.exceptions import ValidationError
-from django.db import models, transaction
-from django.db.models import OuterRef, Subquery
+from django.db import models
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
-from django.utils import timezone
-from django.utils.html import format_html
+from django.utils.html import conditional_escape, format_html
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, ngettext
 from django.views.decorators.http import require_POST
 from unfold.decorators import display
 from unfold.widgets import (
@@ -29,52 +27,105 @@ from unfold.widgets import (
     UnfoldBooleanSwitchWidget,
 )  # fmt: skip
 
-from channels_app import addresses, outbox, transport
-from channels_app.models import Address, Channel, ChannelHealth, Delivery, Notification
-from escalation.models import Incident
-from escalation.targets import CANCELLED_BY, in_words
+from channels_app import addresses, limits, transport
+from channels_app.models import Channel, ChannelHealth, Delivery
+from flashduty.console import testing
 from flashduty.console.base import (
     ChoicesField,
     JsonField,
     LinesField,
-    MachineAdmin,
     StatusFilter,
     VisibleAdmin,
     VisibleForm,
     VisibleRelatedFilter,
-    asking,
-    changeable,
     deny_unless,
     log,
 )  # fmt: skip
 from flashduty.models import Classic, Hook, ImApp, ImBot, Play
+from mapping import voice_regions
 from mapping.clock import db_now
-from mapping.models import Member
-from mapping.models.contact_point import mask
-from mapping.visibility import Role
-from templates_app.events import build_test
-from templates_app.models import Template
 
 PREFIX = "set_"
 CLEAR = "clear_"
 # Where a stored secret would be sent to: when one of these changes, the secret has to be typed again.
-PLACES = frozenset({"host", "port", "security", "url", "server", "endpoint", "api_base"})
+PLACES = frozenset({"host", "port", "security", "tls", "protocol", "url", "server", "endpoint", "api_base"})
+
+
+# How the guide calls what there is, in its order.
+SECTIONS = {
+    "im_bot": gettext_lazy("IM bots"),
+    "im_app": gettext_lazy("IM apps"),
+    "voice": gettext_lazy("Voice"),
+    "sms": gettext_lazy("SMS"),
+    "email": gettext_lazy("E-mail"),
+    "webhook": gettext_lazy("Webhook"),
+    "other": gettext_lazy("Other services"),
+    "play": gettext_lazy("Sandbox"),
+}
+_GROUPS: dict[str, type[Channel]] = {
+    "im_bot": ImBot, "im_app": ImApp, "voice": Classic, "sms": Classic, "email": Classic, "webhook": Hook, "other": Hook, "play": Play,
+}  # fmt: skip
+
+
+def section_of(style: type[transport.Transport]) -> str:
+    """The key of SECTIONS under which a kind is offered, from what it can do."""
+    if style.demo:
+        return "play"
+    if style.format == "webhook":
+        return "webhook"
+    if style.family in ("voice", "sms", "email"):
+        return style.family
+    if style.family in ("im", "app", "push"):
+        return "im_bot" if style.group else "im_app"
+    return "other"
 
 
 def group_of(style: type[transport.Transport]) -> type[Channel]:
-    """The menu group of a transport, from what it can do."""
-    if style.demo:
-        return Play
-    if style.format == "webhook":
-        return Hook
-    if style.reach in ("phone", "email"):
-        return Classic
-    return ImBot if style.group else ImApp
+    """The menu group of a transport."""
+    return _GROUPS[section_of(style)]
 
 
 def kinds_of(group: type[Channel]) -> list[str]:
     """The kinds of a menu group."""
     return [kind for kind, style in transport.transports().items() if group_of(style) is group]
+
+
+def about(style: type[transport.Transport]) -> str:
+    """What a kind does, in one line made of what its transport declares."""
+    words = []
+    if style.format == "webhook":
+        words.append(_("sends each event to an address of yours"))
+    elif style.group:
+        words.append(_("writes to group chats and to single persons") if style.personal else _("writes to a group chat"))
+    elif style.family in ("voice", "sms", "email"):
+        words.append(
+            {"voice": _("calls people"), "sms": _("writes to people's phones"), "email": _("writes to people's mailboxes")}[style.family]
+        )
+    else:
+        words.append(_("reaches people"))
+    calls = {("table",): _("can @ people by a mapping table"), ("phone",): _("can @ people by their phone numbers")}
+    if style.mentions_by:
+        words.append(calls.get(tuple(style.mentions_by), _("can @ people by a mapping table or their phone numbers")))
+    if issubclass(style, transport.Receives | transport.Polls):
+        words.append(_("tells what became of each message"))
+    text = "; ".join(words)
+    return text[:1].upper() + text[1:] + "."
+
+
+def limit_words(found: Sequence[transport.Limit], style: type[transport.Transport]) -> str:
+    """Limits as people say them, such as "at most 95 in 1 minute and 4 in 1 second to each chat"; "" where there are none."""
+    spans = {1: _("a second"), 60: _("a minute"), 3600: _("an hour"), 86400: _("a day")}
+    place = {"phone": _("to each phone"), "email": _("to each mailbox")}.get(style.reach, _("to each chat"))
+    words = []
+    for scope, where in (("address", place), ("channel", _("altogether"))):
+        counts = [
+            f"{limit.count} {spans.get(int(limit.seconds)) or _('in %(seconds)g s') % {'seconds': limit.seconds}}"
+            for limit in found
+            if limit.scope == scope
+        ]
+        if counts:
+            words.append(f"{', '.join(counts)} {where}")
+    return "; ".join(words)
 
 
 def page_of(channel: Channel) -> str:
@@ -105,21 +156,24 @@ class SecretArea(UnfoldAdminTextareaWidget):
 
 
 class ChannelForm(VisibleForm):
-    """A channel's own fields; `channel_form` adds those of its transport's Settings."""
+    """A channel's own fields; `channel_form` adds those of its transport's Settings. `typed`: of those, what is valid by itself."""
 
+    typed: dict[str, Any]
     style: ClassVar[type[transport.Transport]] = transport.Transport
 
-    fallback_kinds = ChoicesField(
-        label=gettext_lazy("fallback kinds"), required=False,
-        choices=lambda: [(kind, transport.get(kind).label) for kind in addresses.kinds_for_people()],
-        help_text=gettext_lazy("Tried for the same person, at once, when this channel fails."),
-    )  # fmt: skip
+    fallback_kinds = ChoicesField(label=gettext_lazy("fallback"), required=False)
     limits = JsonField(
         label=gettext_lazy("limits"), rows=2, help_text=gettext_lazy('Own limits instead of the provider\'s: {"per_second": 5, "per_minute": 100}.')
     )  # fmt: skip
     allowed_hosts = LinesField(
         label=gettext_lazy("allowed private addresses"),
         help_text=gettext_lazy("host:port pairs in private ranges that this channel may reach, one a line, such as 10.0.0.5:8443."),
+    )
+    regions = LinesField(
+        label=gettext_lazy("regions"),
+        help_text=gettext_lazy(
+            "The regions of the phones that this channel is for, two letters a line, such as CN. None: all of them, after the channels that name one."
+        ),
     )
     proxy = forms.CharField(
         label=gettext_lazy("proxy"), required=False, help_text=gettext_lazy("Such as http://user:password@proxy.example.com:3128.")
@@ -129,13 +183,23 @@ class ChannelForm(VisibleForm):
     class Meta:
         model = Channel
         fields = (
-            "name", "team", "status", "position", "fallback_kinds", "fallback_channel", "limits", "proxy", "ca_bundle", "allowed_hosts",
+            "name", "team", "status", "position", "regions", "weight", "monthly_quota", "fallback_kinds", "fallback_channel", "limits", "proxy",
+            "ca_bundle", "allowed_hosts",
         )  # fmt: skip
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.instance.kind = self.instance.kind or self.style.kind
         stored = self.instance.settings if self.instance.pk else {}
+        if "fallback_kinds" in self.fields:
+            self._offer_fallbacks(self.fields["fallback_kinds"])
+        if "limits" in self.fields and (declared := limit_words(self.style.limits, self.style)):
+            said = conditional_escape(_("What the provider takes: %(limits)s.") % {"limits": declared})
+            self.fields["limits"].help_text = format_html("{} {}", said, self.fields["limits"].help_text)
+        if "weight" in self.fields:
+            self.fields["weight"].required = False
+        if "regions" in self.fields:
+            self.fields["regions"].widget.attrs["rows"] = 2
         if "proxy" in self.fields:
             self.fields["proxy"].widget = SecretText(bool(self.instance.proxy))
             self.initial["proxy"] = ""
@@ -154,8 +218,38 @@ class ChannelForm(VisibleForm):
             elif name in stored:
                 self.initial[PREFIX + name] = stored[name]
 
+    def as_typed(self) -> Channel:
+        """The channel with what stands in the form, although something else in it may be wrong; never to be saved."""
+        self.instance.settings = self.typed
+        return self.instance
+
+    def _offer_fallbacks(self, field: Any) -> None:
+        """Families, and what is chosen already; with what happens where nothing is."""
+        kept = [kind for kind in self.instance.fallback_kinds or () if isinstance(kind, str)]
+        mine = self.style.family or self.style.kind
+        families = [
+            name
+            for name in addresses.FAMILIES
+            if name != mine and name in {addresses.family(kind) for kind in addresses.kinds_for_people()}
+        ]
+        field.choices = [(name, addresses.label(name)) for name in dict.fromkeys([*families, *kept])]
+        otherwise = ", ".join(addresses.label(name) for name in self.style.fallback_kinds)
+        words = _("Tried for the same person, at once, when this channel fails.")
+        more = _("None chosen: %(kinds)s.") % {"kinds": otherwise} if otherwise else _("None chosen: nothing else is tried.")
+        field.help_text = conditional_escape(f"{words} {more}")
+
     def clean_fallback_kinds(self) -> list[str] | None:
         return self.cleaned_data["fallback_kinds"] or None
+
+    def clean_weight(self) -> int:
+        return self.cleaned_data["weight"] or 0
+
+    def clean_regions(self) -> list[str]:
+        regions = list(dict.fromkeys(region.upper() for line in self.cleaned_data["regions"] for region in line.split()))
+        for region in regions:
+            if not any(region in row.regions for row in voice_regions.table()):
+                raise ValidationError(_("“%(region)s” is not a region: write two letters, such as CN or US.") % {"region": region})
+        return regions
 
     def clean_proxy(self) -> str:
         if self.data.get(CLEAR + "proxy"):
@@ -195,8 +289,9 @@ class ChannelForm(VisibleForm):
         if moved and kept:
             for name in kept:
                 self.add_error(PREFIX + name, _("It would be sent to another place than before: enter it again."))
+        self.typed = inner.cleaned_data
         if not self.errors:
-            self.instance.settings = inner.cleaned_data
+            self.instance.settings = self.typed
         return data
 
 
@@ -242,8 +337,11 @@ class ChannelAdmin(VisibleAdmin):
     list_select_related = ("team", "health")
     list_filter = (StatusFilter, "kind", ("team", VisibleRelatedFilter))
     search_fields = ("name",)
-    readonly_fields = ("shown_kind", "shown_settings", "health_words", "last_success", "callback_url")
+    readonly_fields = ("shown_kind", "shown_settings", "health_words", "last_success", "callback_url", "this_month")
     change_form_template = "admin/channels_app/channel/change_form.html"
+
+    class Media:
+        js = ("web/console.js",)
 
     def get_queryset(self, request: HttpRequest) -> models.QuerySet:
         return super().get_queryset(request).filter(kind__in=kinds_of(self.model))
@@ -268,23 +366,30 @@ class ChannelAdmin(VisibleAdmin):
         if obj is not None and not self.has_change_permission(request, obj):
             return ((None, {"fields": (*basics, "shown_settings", "health_state", "last_success")}),)
         inner: list[str] = []
-        for name, field in style.Settings.base_fields.items():
+        # The address of an API is for the few whom the usual one does not suit.
+        for name, field in sorted(style.Settings.base_fields.items(), key=lambda item: item[0] == "api_base"):
             inner.append(PREFIX + name)
             if name in style.secret and not field.required and obj is not None and obj.settings.get(name):
                 inner.append(CLEAR + name)
         after = [*(["fallback_kinds"] if style.person or style.personal else []), *(["fallback_channel"] if style.group else [])]
-        network = ["limits"]
+        network = ["limits"] if style.demo else ["limits", "monthly_quota"]
+        if obj is not None and not style.demo:
+            network.append("this_month")
         if request.user.is_administrator:  # type: ignore[union-attr]
             # Whoever sets these decides what our network lets out, and who reads it on the way.
             network += ["allowed_hosts", "proxy", *(["clear_proxy"] if obj is not None and obj.proxy else []), "ca_bundle"]
         sets: list[Any] = [(None, {"fields": basics})]
         if inner:
             sets.append((style.label, {"fields": inner}))
+        if issubclass(style, transport.Receives):
+            sets.append((gettext_lazy("Where the provider reports"), {"fields": ["callback_url"]}))
+        if addresses.has_vendors(style.kind) and not style.demo:
+            share = ["weight", "regions"] if style.reach == "phone" else ["weight"]
+            sets.append((gettext_lazy("Beside other vendors"), {"fields": [tuple(share)]}))
         sets.append((gettext_lazy("When it fails"), {"fields": after}))
         sets.append((gettext_lazy("Limits and network"), {"fields": network}))
         if obj is not None:
-            callback = ["callback_url"] if hasattr(style, "receive") else []
-            sets.append((gettext_lazy("State"), {"fields": ["health_words", "last_success", *callback]}))
+            sets.append((gettext_lazy("State"), {"fields": ["health_words", "last_success"]}))
         return sets
 
     def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
@@ -302,29 +407,98 @@ class ChannelAdmin(VisibleAdmin):
         if len(known) == 1 and request.method == "GET":
             return HttpResponseRedirect(f"{request.path}?kind={known[0]}")
         context = self.admin_site.each_context(request) | {
-            "title": _("Which kind of channel?"), "opts": self.opts, "kinds": [(kind, transport.get(kind).label) for kind in known],
+            "title": _("Which kind of channel?"), "opts": self.opts, "sections": self._sections(),
         }  # fmt: skip
         return TemplateResponse(request, "admin/channels_app/channel/kinds.html", context)
 
+    def _sections(self) -> list[dict[str, Any]]:
+        """All kinds as the guide groups them; those of this menu group come first."""
+        found: dict[str, dict[str, Any]] = {}
+        for name in sorted(SECTIONS, key=lambda name: _GROUPS[name] is not self.model):
+            found[name] = {"title": SECTIONS[name], "mine": _GROUPS[name] is self.model, "kinds": []}
+        for kind, style in transport.transports().items():
+            name = section_of(style)
+            opts = _GROUPS[name]._meta
+            link = reverse(f"admin:{opts.app_label}_{opts.model_name}_add")
+            found[name]["kinds"].append({"label": style.label, "about": about(style), "link": f"{link}?kind={kind}"})
+        for section in found.values():
+            section["kinds"].sort(key=lambda item: str(item["label"]))
+        return [section for section in found.values() if section["kinds"]]
+
     def render_change_form(self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         obj = kwargs.get("obj")
+        style = transport.get(self._kind(request, obj))
         if obj is not None:
             rows = Delivery.objects.filter(channel=obj.pk, notification__event="test").select_related("member").order_by("-id")
             context["tests"] = rows[:5]
-            context["may_test"] = may_test(request.user, obj)
+            context["may_test"] = testing.may_test(request.user, obj)
+        if self._may_try(request, obj):
+            ids, query = ([obj.pk], "") if obj is not None else ([], f"?kind={style.kind}")
+            context["try_url"] = reverse(self._name("try_saved" if ids else "try"), args=ids) + query
+            if issubclass(style, transport.Suggests):
+                context["chats_url"] = reverse(self._name("chats_saved" if ids else "chats"), args=ids) + query
+                context["chats_field"] = f"id_{PREFIX}{style.suggested}"
+            if testing.takes_address(style):
+                context["to"] = testing.own_address(style, request.user)
+                context["to_kind"] = style.reach
         return super().render_change_form(request, context, *args, **kwargs)
 
+    def _name(self, view: str) -> str:
+        return f"admin:{self.opts.app_label}_{self.opts.model_name}_{view}"
+
     def get_urls(self) -> list[URLPattern]:
-        name = f"{self.opts.app_label}_{self.opts.model_name}_test"
-        return [path("<int:pk>/test/", self.admin_site.admin_view(require_POST(self.test)), name=name), *super().get_urls()]
+        views = (
+            ("<int:pk>/test/", "test", self.test), ("try/", "try", self.try_out), ("<int:pk>/try/", "try_saved", self.try_out),
+            ("chats/", "chats", self.chats), ("<int:pk>/chats/", "chats_saved", self.chats),
+        )  # fmt: skip
+        return [
+            *(
+                path(route, self.admin_site.admin_view(require_POST(view)), name=self._name(name).partition(":")[2])
+                for route, name, view in views
+            ),
+            *super().get_urls(),
+        ]
+
+    def _may_try(self, request: HttpRequest, obj: Channel | None) -> bool:
+        """Whether the person may send by what stands in the form: who may save it may try it."""
+        if obj is None:
+            return self.has_add_permission(request)
+        return self.has_change_permission(request, obj) and testing.may_test(request.user, obj)
+
+    def _form_as_sent(self, request: HttpRequest, pk: int | None) -> ChannelForm:
+        """The form as it stands in the browser, bound; of a saved channel its secrets that were left empty are the stored ones."""
+        obj = None if pk is None else get_object_or_404(self.get_queryset(request), pk=pk)
+        deny_unless(self._may_try(request, obj) and (obj is not None or request.GET.get("kind") in kinds_of(self.model)))
+        form = self.get_form(request, obj, change=obj is not None)(request.POST, instance=obj)
+        form.is_valid()
+        return form
+
+    def try_out(self, request: HttpRequest, pk: int | None = None) -> HttpResponse:
+        """Sends a real message with the settings as they stand in the form, and answers with what the provider said."""
+        form = self._form_as_sent(request, pk)
+        trouble = testing.answer_problems(request, form, besides=("name", "team"))
+        if trouble is not None:
+            return trouble
+        channel = form.as_typed()
+        answer = testing.answer_test(request, channel, request.POST.get("test_to", ""))
+        if pk is not None:
+            log(request, channel, _("test of the connection"))
+        return answer
+
+    def chats(self, request: HttpRequest, pk: int | None = None) -> HttpResponse:
+        """Asks the provider which chats it knows, with the settings as they stand in the form."""
+        form = self._form_as_sent(request, pk)
+        field = PREFIX + form.style.suggested
+        trouble = testing.answer_problems(request, form, besides=("name", "team", field))
+        return trouble if trouble is not None else testing.answer_chats(request, form.as_typed(), f"id_{field}")
 
     def test(self, request: HttpRequest, pk: int) -> HttpResponse:
         """Sends a test: to the group itself, or to whoever presses the button."""
         channel = get_object_or_404(self.get_queryset(request), pk=pk)
-        deny_unless(may_test(request.user, channel))
-        back = HttpResponseRedirect(reverse(f"admin:{self.opts.app_label}_{self.opts.model_name}_change", args=[pk]))
+        deny_unless(testing.may_test(request.user, channel))
+        back = HttpResponseRedirect(reverse(self._name("change"), args=[pk]))
         try:
-            delivery = send_test(channel, request.user)
+            delivery = testing.send_test(channel, request.user)
         except ValidationError as error:
             self.message_user(request, " ".join(error.messages), messages.ERROR)
             return back
@@ -365,258 +539,39 @@ class ChannelAdmin(VisibleAdmin):
         health: ChannelHealth | None = getattr(channel, "health", None)
         return health.last_success_at if health else None
 
+    @display(description=gettext_lazy("this month"))
+    def this_month(self, channel: Channel) -> str:
+        """How many messages went out, how many it will be by the end of the month, and whether the quota is nearly used up."""
+        health: ChannelHealth | None = getattr(channel, "health", None)
+        now = db_now()
+        used = health.month_count if health is not None and health.month == limits.month_of(now) else 0
+        words = ngettext("%(used)d message", "%(used)d messages", used) % {"used": used}
+        found = limits.quota(channel.monthly_quota, health.month if health else None, used, now)
+        if found is None:
+            return words
+        words = _("%(used)d of %(most)d, %(forecast)d by the end of the month if it goes on like this.") % {
+            "used": found.used, "most": found.most, "forecast": found.forecast,
+        }  # fmt: skip
+        warning = {
+            "warning": _("More than 80 % are used."),
+            "reserve": _("Only Critical still goes out by it; everything else takes the fallback."),
+            "over": _("It is used up: everything takes the fallback until the month ends (UTC)."),
+        }.get(found.level) or (_("At this rate it will not last.") if found.forecast > found.most else "")
+        return format_html('{} <strong class="text-red-600 dark:text-red-500">{}</strong>', words, warning) if warning else words
+
     @display(description=gettext_lazy("callback URL"))
     def callback_url(self, channel: Channel) -> str:
-        return f"{settings.BASE_URL}/callback/{channel.callback_key}/"
+        if channel.pk is None:
+            return _("There is one when the channel has been saved.")
+        url = f"{settings.BASE_URL}/callback/{channel.callback_key}/"
+        return format_html(
+            '<code class="break-all">{}</code><br><span class="text-xs">{}</span>',
+            url,
+            _(
+                "Enter it at the provider as the address for delivery reports (status callback), where it does not learn it from each message."
+            ),
+        )
 
 
 for _group in (ImApp, ImBot, Classic, Hook, Play):
     admin.site.register(_group, ChannelAdmin)
-
-
-def may_test(member: Any, channel: Channel) -> bool:
-    """Whether `member` may send a test by this channel: it is their teams' or shared, and they configure things at all."""
-    if not isinstance(member, Member) or member.role not in (Role.ADMINISTRATOR, Role.MANAGER):
-        return False
-    return Channel.objects.filter(Channel.usable_q(member), pk=channel.pk).exists()
-
-
-def send_test(channel: Channel, member: Any) -> int:
-    """Posts a test by `channel`, to the channel itself or to `member`; the id of the delivery that shows what becomes of it."""
-    now = db_now()
-    style = transport.get(channel.kind)
-    if channel.status != "enabled":
-        raise ValidationError(_("The channel is not enabled: enable it first."))
-    if style.group:
-        to = outbox.To(channel_id=channel.pk, target="")
-    else:
-        to = outbox.To(channel_id=channel.pk, target=_own_target(style, member, now), member_id=member.pk)
-    with transaction.atomic():
-        notice = outbox.Notice(
-            event="test", severity="Info", context=build_test(channel.name, member.name, now), to=(to,), is_page=False, rank=0
-        )  # fmt: skip
-        (posted,) = outbox.post([notice], now)
-        return Delivery.objects.filter(notification=posted).values_list("pk", flat=True).get()
-
-
-def _own_target(style: type[transport.Transport], member: Any, now: Any) -> str:
-    """Where `member` is reached by this kind; ValidationError with the reason when they cannot be."""
-    ways = addresses.reach([member.pk], "Info", now, kinds=[style.kind])[member.pk]
-    for way in ways:
-        if isinstance(way, addresses.Target):
-            return way.target
-    reasons = [_(way.reason) for way in ways if isinstance(way, addresses.Missing)]
-    raise ValidationError(
-        _("A test by this channel goes to you, and you cannot be reached by it: %(reason)s") % {"reason": " ".join(reasons)}
-    )
-
-
-# ---- what became of each message -----------------------------------------------------------------------------------------------------
-
-STATE_COLOURS = {
-    "queued": "info", "sending": "info", "sent": "success", "delivered": "success", "answered": "success", "failed": "danger",
-    "unknown": "warning", "cancelled": "", "bundled": "",
-}  # fmt: skip
-
-
-def shows_in_full(request: HttpRequest, member_id: int | None) -> bool:
-    """Whether the viewer sees this member's addresses whole: ContactPoint.shown_to's rule, with one query for a page."""
-    viewer: Any = request.user
-    if viewer.is_administrator:
-        return True
-    if "_console_mine" not in request.__dict__:
-        mine = {viewer.pk}
-        if viewer.role == Role.MANAGER:
-            mine |= set(Member.objects.filter(teams__in=viewer.team_ids()).values_list("pk", flat=True))
-        request.__dict__["_console_mine"] = mine
-    return member_id in request.__dict__["_console_mine"]
-
-
-@admin.register(Delivery)
-class DeliveryAdmin(MachineAdmin):
-    list_display = ("id", "created_at", "shown_state", "event", "who", "channel_name", "shown_target", "took", "attempts", "shown_reason")
-    list_select_related = ("notification", "channel", "address", "member")
-    list_filter = ("state", "is_page", ("channel", VisibleRelatedFilter), ("member", VisibleRelatedFilter))
-    lookups = ("topic", "channel", "notification", "member")
-    search_fields = ("uid", "message_id", "reason")
-    ordering = ("-id",)
-    actions: ClassVar[list[str]] = ["retry", "cancel"]
-    readonly_fields = (
-        "state_words", "shown_reason", "event", "incident", "who", "channel_name", "shown_target", "is_page", "survives_ack", "created_at",
-        "not_before", "deadline_at", "give_up_at", "fallback_at", "fallback_of", "bundled_by", "attempts", "tries", "possible_repeat",
-        "first_request_at", "sent_at", "delivered_at", "answered_at", "ended_at", "message_id", "uid", "subject", "shown_text", "attempt_log",
-    )  # fmt: skip
-    fieldsets = (
-        (None, {"fields": (("state_words", "shown_reason"), ("event", "incident"), ("who", "channel_name", "shown_target"))}),
-        (gettext_lazy("The message as sent"), {"fields": ("subject", "shown_text")}),
-        (gettext_lazy("Attempts"), {"fields": ("attempt_log", ("attempts", "tries", "possible_repeat"), ("message_id", "uid"))}),
-        (
-            gettext_lazy("Times"),
-            {
-                "fields": (
-                    ("created_at", "not_before", "first_request_at"),
-                    ("sent_at", "delivered_at", "answered_at"),
-                    ("fallback_at", "deadline_at", "give_up_at"),
-                    "ended_at",
-                )
-            },
-        ),
-        (gettext_lazy("Connections"), {"fields": (("fallback_of", "bundled_by"), ("is_page", "survives_ack"))}),
-    )
-    change_form_template = "admin/channels_app/delivery/change_form.html"
-
-    def get_queryset(self, request: HttpRequest) -> models.QuerySet:
-        incident = Incident.objects.filter(pk=OuterRef("topic"))
-        return (
-            super().get_queryset(request).annotate(_num=Subquery(incident.values("num")[:1]), _title=Subquery(incident.values("title")[:1]))
-        )
-
-    @display(description=gettext_lazy("state"), ordering="state", label=STATE_COLOURS)
-    def shown_state(self, row: Delivery) -> tuple[str, str]:
-        return row.state, row.get_state_display()
-
-    @display(description=gettext_lazy("state"))
-    def state_words(self, row: Delivery) -> str:
-        return row.get_state_display()
-
-    @display(description=gettext_lazy("reason"), ordering="reason")
-    def shown_reason(self, row: Delivery) -> str:
-        return in_words(row.reason)
-
-    @display(description=gettext_lazy("text"))
-    def shown_text(self, row: Delivery) -> str:
-        return format_html('<span style="white-space: pre-wrap">{}</span>', row.text or "-")
-
-    @display(description=gettext_lazy("event"))
-    def event(self, row: Delivery) -> str:
-        layer = row.notification.layer_idx
-        return _event_words(row.notification) + (f" · L{layer}" if layer is not None else "")
-
-    @display(description=gettext_lazy("incident"))
-    def incident(self, row: Any) -> str:
-        return f"#{row._num} {row._title}" if row._num else "-"
-
-    @display(description=gettext_lazy("to"))
-    def who(self, row: Delivery) -> str:
-        return row.member.name if row.member else _("the group")
-
-    @display(description=gettext_lazy("channel"))
-    def channel_name(self, row: Delivery) -> str:
-        return row.channel.name
-
-    @display(description=gettext_lazy("address"))
-    def shown_target(self, row: Delivery) -> str:
-        target = row.address.target
-        if not target or target.startswith("member:"):
-            return target or "-"
-        return target if shows_in_full(asking(), row.member_id) else mask(target)
-
-    @display(description=gettext_lazy("took"))
-    def took(self, row: Delivery) -> str:
-        return f"{(row.sent_at - row.created_at).total_seconds():.1f} s" if row.sent_at else "-"
-
-    @display(description=gettext_lazy("one line an attempt"))
-    def attempt_log(self, row: Delivery) -> str:
-        lines = []
-        for number, started, seconds, result, text in row.log:
-            at = timezone.localtime(datetime.fromtimestamp(started, UTC)).strftime("%H:%M:%S")
-            lines.append(" · ".join(filter(None, [str(number), at, f"{seconds:.3f} s", str(result), str(text)])))
-        return format_html('<span style="white-space: pre-wrap">{}</span>', "\n".join(lines) or "-")
-
-    def render_change_form(self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        obj = kwargs.get("obj")
-        context["moving"] = obj is not None and obj.state in ("queued", "sending")
-        context["topic"] = obj.topic if obj is not None else None
-        return super().render_change_form(request, context, *args, **kwargs)
-
-    @admin.action(description=gettext_lazy("Try again"), permissions=["act"])
-    def retry(self, request: HttpRequest, queryset: models.QuerySet) -> None:
-        """Through the outbox, which alone knows what may be tried again."""
-        now = db_now()
-        rows = list(_mine(request, queryset).values_list("pk", flat=True))
-        done = sum(1 for pk in rows if outbox.retry(pk, now))
-        self.message_user(request, _("To be tried again: %(count)d.") % {"count": done}, messages.SUCCESS if done else messages.WARNING)
-
-    @admin.action(description=gettext_lazy("Cancel what waits about the same incidents"), permissions=["act"])
-    def cancel(self, request: HttpRequest, queryset: models.QuerySet) -> None:
-        topics = list(_mine(request, queryset).exclude(topic=None).values_list("topic", flat=True).distinct())
-        with transaction.atomic():
-            done = outbox.cancel(topics, CANCELLED_BY % {"name": request.user}, db_now(), keep_forced=False)
-        self.message_user(request, _("Cancelled: %(count)d.") % {"count": done}, messages.SUCCESS if done else messages.WARNING)
-
-
-def _event_words(notification: Notification) -> str:
-    names = dict(Template.Event.choices)
-    return str(names.get(notification.event, notification.event))
-
-
-def _mine(request: HttpRequest, queryset: models.QuerySet) -> models.QuerySet:
-    """Of these deliveries, those of incidents and channels that the person configures."""
-    user: Any = request.user
-    rows = Delivery.objects.filter(pk__in=queryset.order_by().values("pk"))
-    if user.is_administrator:
-        return rows
-    return rows.filter(
-        models.Q(topic__in=changeable(Incident, user).values("pk"))
-        | models.Q(topic=None, channel__in=changeable(Channel, user).values("pk"))
-    )
-
-
-@admin.register(Notification)
-class NotificationAdmin(MachineAdmin):
-    list_display = ("id", "created_at", "shown_event", "shown_severity", "layer_idx", "is_page", "incident", "told", "exhausted_at")
-    list_filter = ("event", "severity", "is_page")
-    lookups = ("topic", "run")
-    ordering = ("-id",)
-    fields = (
-        ("shown_event", "shown_severity", "layer_idx"), "incident", "created_at", ("is_page", "survives_ack"), ("exhausted_at", "exhausted_handled_at"), "context",
-    )  # fmt: skip
-    readonly_fields = (
-        "shown_event", "shown_severity", "layer_idx", "incident", "created_at", "is_page", "survives_ack", "exhausted_at", "exhausted_handled_at", "context",
-    )  # fmt: skip
-
-    def get_queryset(self, request: HttpRequest) -> models.QuerySet:
-        incident = Incident.objects.filter(pk=OuterRef("topic"))
-        told = (
-            Delivery.objects.filter(notification=OuterRef("pk"))
-            .order_by()
-            .values("notification")
-            .annotate(n=models.Count("pk"))
-            .values("n")
-        )
-        return super().get_queryset(request).annotate(
-            _num=Subquery(incident.values("num")[:1]), _title=Subquery(incident.values("title")[:1]), _told=Subquery(told)
-        )  # fmt: skip
-
-    @display(description=gettext_lazy("event"), ordering="event")
-    def shown_event(self, row: Notification) -> str:
-        return _event_words(row)
-
-    @display(description=gettext_lazy("severity"), ordering="severity")
-    def shown_severity(self, row: Notification) -> str:
-        return in_words(row.severity)
-
-    @display(description=gettext_lazy("incident"))
-    def incident(self, row: Any) -> str:
-        return f"#{row._num} {row._title}" if row._num else "-"
-
-    @display(description=gettext_lazy("messages"))
-    def told(self, row: Any) -> int:
-        return row._told or 0
-
-
-@admin.register(Address)
-class AddressAdmin(MachineAdmin):
-    """Destinations with what waits there: why a page is held back."""
-
-    list_display = ("channel", "shown_target", "next_at", "blocked_until", "blocked_reason")
-    list_select_related = ("channel",)
-    list_filter = (("channel", VisibleRelatedFilter),)
-    ordering = ("next_at", "id")
-    fields = ("channel", "shown_target", "next_at", "blocked_until", "blocked_reason", "buckets")
-    readonly_fields = fields
-
-    @display(description=gettext_lazy("address"))
-    def shown_target(self, row: Address) -> str:
-        full = asking().user.is_administrator or row.target.startswith("member:")  # type: ignore[union-attr]
-        return (row.target if full else mask(row.target)) if row.target else _("the channel itself")

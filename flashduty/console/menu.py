@@ -8,10 +8,10 @@ from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.translation import gettext_lazy as _
 
-from channels_app.models import Account, Address, ChannelHealth, Delivery, Notification, Preference
+from channels_app.models import Account, Address, Channel, ChannelHealth, Delivery, Notification, Preference
 from escalation.models import Alert, EscalationRule, Event, Incident, Integration, RuleSnapshot, Run, TimelineEntry, Workspace
 from flashduty.console.base import visible
-from flashduty.console.channels import page_of
+from flashduty.console.channels import kinds_of, page_of
 from flashduty.models import Classic, Hook, ImApp, ImBot, Play
 from mapping.models import ApiKey, ContactPoint, Device, Installation, MappingTable, Member, Team, Throttle
 from templates_app.models import Template, TemplateSet
@@ -51,11 +51,16 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
                 "link": reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_changelist"),
             }
             for model, icon in pages
-            if admin.site._registry[model].has_view_permission(request)
+            if admin.site._registry[model].has_view_permission(request) and not _is_empty(model)
         ]
         if items:
             groups.append({"title": title, "separator": True, "collapsible": closed, "items": items})
     return groups
+
+
+def _is_empty(model: type[models.Model]) -> bool:
+    """A group of channels of which there is no kind."""
+    return issubclass(model, Channel) and not kinds_of(model)
 
 
 def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:

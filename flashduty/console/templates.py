@@ -18,7 +18,6 @@ from flashduty.console.base import StatusFilter, VisibleAdmin, VisibleForm, Visi
 from mapping.models import Team
 from templates_app.models import Template, TemplateSet
 
-
 FAMILIES = {
     "voice": gettext_lazy("All voice calls"),
     "sms": gettext_lazy("All SMS"),

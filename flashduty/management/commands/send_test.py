@@ -9,7 +9,7 @@ from django.utils.translation import gettext as _
 
 from channels_app.models import Channel, Delivery
 from escalation.targets import in_words
-from flashduty.console.channels import may_test, send_test
+from flashduty.console.testing import may_test, send_test
 from mapping.models import Member
 
 WAITING = (Delivery.State.QUEUED, Delivery.State.SENDING)
