@@ -72,3 +72,12 @@ def test_without_a_preference_they_hold_as_well(world):
     world.channel("sandbox_email")
     waits = {item.kind: (item.delay, item.reason) for item in addresses.reach([lee.pk], "Warning", world.now)[lee.pk]}
     assert waits == {"sandbox_app": (MORNING, "quiet hours until 07:00 (UTC)"), "sandbox_email": (0, "")}
+
+
+def test_loops_of_the_night_are_one_message_in_the_morning(world):
+    lee = world.person("Lee", **NIGHT)
+    world.rule(layer(lee, max_times=3, notify_step=10, escalate_window=600))
+    world.alert("disk is filling", "Warning")
+    world.pass_time(hours=4)
+    world.expect(("Lee", "app", "refire"), at=MORNING)
+    world.ack(actor=lee)

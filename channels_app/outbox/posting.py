@@ -4,14 +4,18 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 from django.db import connection, transaction
+from django.utils.translation import gettext_noop
 
 from channels_app import policy
 from channels_app.models import Notification
 from channels_app.outbox.statements import planned_once
 from mapping.clock import wake
+
+# Stored as the reason of what was not sent.
+LATER_PAGE: Final = gettext_noop("a later page about the same takes its place")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +117,30 @@ def post(notices: Sequence[Notice], now: datetime) -> list[int]:
                 )  # fmt: skip
         if rows:
             find_addresses(rows)
+            _replace_held(rows, now)
             insert(rows, now)
     wake("drain")
     return ids
+
+
+def _replace_held(rows: Sequence[Row], now: datetime) -> None:
+    """What waits for the end of the same quiet hours gives way to a later page about the same: a night of loops is one message in the morning."""
+    held = [row for row in rows if row.reason and row.is_page and row.topic is not None]
+    if not held:
+        return
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """WITH mine AS (
+                 SELECT d.id FROM channels_app_delivery d
+                 JOIN unnest(%s::bigint[], %s::bigint[], %s::text[], %s::bool[]) AS w(address, topic, reason, survives)
+                   ON d.address_id = w.address AND d.topic = w.topic AND d.reason = w.reason AND d.survives_ack <= w.survives
+                 WHERE d.state = 'queued' AND d.is_page AND d.attempts = 0 AND d.not_before > %s ORDER BY d.id FOR NO KEY UPDATE OF d)
+               UPDATE channels_app_delivery d SET state = 'cancelled', withdrawn = true, fallback_at = NULL, reason = %s, ended_at = %s
+               FROM mine WHERE d.id = mine.id""",
+            [
+                [r.address for r in held], [r.topic for r in held], [r.reason for r in held], [r.survives_ack for r in held], now, LATER_PAGE, now,
+            ],
+        )  # fmt: skip
 
 
 def find_addresses(rows: Sequence[Row]) -> None:
