@@ -723,7 +723,7 @@ def test_a_bounce_starts_the_fallback_and_marks_the_mailbox(scene):
     point = ContactPoint.objects.create(member=scene.lee, kind="email", value="lee@example.com", verified_at=NOW)
     scene.page(outbox.To(channel.id, "lee@example.com", scene.lee.id))
     scene.run()
-    assert outbox.receipt(channel.id, "m1", "failed", "no such mailbox", NOW)
+    assert outbox.receipt(channel.id, "m1", "bounced", "no such mailbox", NOW)
     scene.run()
     assert scene.names() == ["a", "b"]
     point.refresh_from_db()

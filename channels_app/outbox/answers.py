@@ -19,11 +19,12 @@ from mapping.models import ContactPoint
 log = logging.getLogger(__name__)
 
 SILENT = gettext_noop("the provider did not report what became of the call")
-_STATES = (Delivery.State.DELIVERED, Delivery.State.ANSWERED, Delivery.State.FAILED)
+BOUNCED = "bounced"  # failed, and the address takes nothing any more
+_STATES = (Delivery.State.DELIVERED, Delivery.State.ANSWERED, Delivery.State.FAILED, BOUNCED)
 
 
 def receipt(channel_id: int, message_id: str, state: str, reason: str, now: datetime) -> bool:
-    """A provider says what became of a message: `state` is delivered, answered or failed (then the fallback starts).
+    """A provider says what became of a message: `state` is delivered, answered, failed or bounced (then the fallback starts).
 
     False: we know no such message (yet); it is kept for ten minutes, see `early`. ValueError: no such state.
     """
@@ -75,12 +76,12 @@ def _apply(channel_id: int, message_id: str, state: str, reason: str, now: datet
                 row.state, row.reason = state, ""
             row.delivered_at, row.ended_at, row.fallback_at, row.poll_at = now, row.ended_at or now, None, None
             row.save(update_fields=["state", "delivered_at", "ended_at", "reason", "fallback_at", "poll_at"])
-        elif state == Delivery.State.FAILED and row.state in (*sent, Delivery.State.DELIVERED) and row.ended_at is not None:
+        elif state in (Delivery.State.FAILED, BOUNCED) and row.state in (*sent, Delivery.State.DELIVERED) and row.ended_at is not None:
             row.state, row.reason, row.ended_at = Delivery.State.FAILED, reason, now
             row.log = [*row.log, [row.attempts, now.timestamp(), 0, "failed", reason]]
             row.fallback_at, row.poll_at = (now if row.is_page and not row.withdrawn else None), None
             row.save(update_fields=["state", "reason", "ended_at", "log", "fallback_at", "poll_at"])
-    if state == Delivery.State.FAILED:
+    if state == BOUNCED:
         _bounced(rows, reason, now)
     return bool(rows)
 
@@ -91,12 +92,11 @@ def _plain(text: str, most: int) -> str:
 
 
 def _bounced(rows: Sequence[Delivery], reason: str, now: datetime) -> None:
-    """A mailbox whose messages come back is not used again until it is verified anew."""
+    """A mailbox that is no more is not used again until it is verified anew; one that was verified after the message left is."""
     for row in rows:
         if row.member_id is not None:
-            ContactPoint.objects.filter(member_id=row.member_id, kind="email", value=row.address.target, bounced_at=None).update(
-                bounced_at=now, bounce_reason=reason[:300]
-            )
+            points = ContactPoint.objects.filter(member_id=row.member_id, kind="email", value=row.address.target, bounced_at=None)
+            points.exclude(verified_at__gt=row.sent_at or now).update(bounced_at=now, bounce_reason=reason[:300])
 
 
 def silences(now: datetime) -> int:

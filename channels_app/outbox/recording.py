@@ -136,7 +136,7 @@ def _to_be_heard(one: Claimed, result: Result, now: datetime) -> tuple[datetime 
     if isinstance(result.said, DeliveryError) or result.said.state != "sent" or not result.said.message_id:
         return None, None
     provider = one.channel.transport
-    calls_us, answers_us = isinstance(provider, Receives), isinstance(provider, Polls)
+    calls_us, answers_us = isinstance(provider, Receives), isinstance(provider, Polls) and one.channel.style.asks_each
     silent_at = now + policy.SILENCE if one.is_page and one.channel.style.family == "voice" and (calls_us or answers_us) else None
     return silent_at, now + (policy.POLL_LATER if calls_us else policy.POLL) if answers_us else None
 

@@ -2,19 +2,30 @@
 
 Every message has an id of its own, the same for each attempt of a delivery, so that a mailbox that saw it twice can show it once. The thread
 hangs together by References to a root id that is computed from incident and recipient and belongs to no message: whichever mail comes first,
-the others join it, and a page after a reopening is not taken for a copy of the first."""
+the others join it, and a page after a reopening is not taken for a copy of the first.
 
+What the relay took and another server then refused comes back as a report: into a mailbox that is read here, or posted to the callback by the
+mail server itself, Mailgun or SendGrid. bounces.py reads what it says."""
+
+import base64
 import hashlib
+import hmac
+import json
 import re
 import smtplib
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from email.utils import parseaddr
 from typing import Any
+from uuid import UUID
 
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_der_public_key
 from django import forms
 from django.core.exceptions import ValidationError
 from django.core.mail import EmailMultiAlternatives
@@ -23,11 +34,12 @@ from django.core.validators import validate_email
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from channels_app import http, transport
-from channels_app.transport import DeliveryError, Http, Message, Receipt, Transport
+from channels_app import bounces, http, transport
+from channels_app.transport import Callback, DeliveryError, Heard, Http, Message, Receipt, Transport, Update
 
 KEEP_SECONDS = 30  # an idle connection is used again; most servers hold one for five minutes
 GREYLISTED = 60.0  # what 450, 451 and 452 ask for (providers: retry after a minute or more)
+RETRIED = 26 * 3600.0  # how old a signed report may be: Mailgun tries for eight hours, SendGrid for a day
 
 
 class Settings(transport.Settings):
@@ -49,9 +61,76 @@ class Settings(transport.Settings):
     username = forms.CharField(label=gettext_lazy("user name"), required=False, max_length=200)
     password = forms.CharField(label=gettext_lazy("password"), required=False, max_length=500, strip=False)
     from_email = forms.CharField(
-        label=gettext_lazy("sender"), max_length=320, help_text=gettext_lazy("Such as: On-call <oncall@example.com>. The server must accept it.")
-    )  # fmt: skip
+        label=gettext_lazy("sender"),
+        max_length=320,
+        help_text=gettext_lazy(
+            "Such as: On-call <oncall@example.com>. The server must accept it. So that mails do not end up as spam, publish SPF, DKIM and DMARC for "
+            "its domain (manage.py doctor says what is missing), and ask the administrators of your company's mail to let this address in."
+        ),
+    )
     reply_to = forms.EmailField(label=gettext_lazy("answers to"), required=False)
+    dkim_selector = forms.CharField(
+        label=gettext_lazy("DKIM selector"),
+        required=False,
+        max_length=63,
+        help_text=gettext_lazy(
+            "The name before ._domainkey of the key your relay signs with (s= in the DKIM-Signature header of a mail it sent): manage.py doctor "
+            "then checks the key as well."
+        ),
+    )
+    envelope_from = forms.CharField(
+        label=gettext_lazy("returned mail goes to"),
+        required=False,
+        max_length=254,
+        help_text=gettext_lazy(
+            "The address that mail servers report to (Return-Path), such as bounces@example.com; empty: the sender. With bounces+{id}@example.com each "
+            "mail has an address of its own there, for servers whose reports do not name the mail."
+        ),
+    )
+    bounce_protocol = forms.ChoiceField(
+        label=gettext_lazy("mailbox for returned mail"),
+        choices=[("", gettext_lazy("none is read")), ("imap", "IMAP"), ("pop3", "POP3")],
+        required=False,
+        help_text=gettext_lazy(
+            "Read about every 30 seconds. Give this channel a mailbox that has no other purpose: with IMAP what was read is marked as read and nothing is deleted; "
+            "POP3 knows no marks, so with it what was read is DELETED."
+        ),
+    )
+    bounce_host = forms.CharField(label=gettext_lazy("mailbox: server"), required=False, max_length=253)
+    bounce_port = forms.IntegerField(
+        label=gettext_lazy("mailbox: port"),
+        required=False,
+        min_value=1,
+        max_value=65535,
+        help_text=gettext_lazy("Empty: the usual one (IMAP 993 with TLS, else 143; POP3 995 with TLS, else 110)."),
+    )
+    bounce_security = forms.ChoiceField(
+        label=gettext_lazy("mailbox: security"),
+        choices=[("tls", "TLS"), ("starttls", "STARTTLS"), ("none", gettext_lazy("none"))],
+        required=False,
+        initial="tls",
+    )
+    bounce_username = forms.CharField(label=gettext_lazy("mailbox: user name"), required=False, max_length=200)
+    bounce_password = forms.CharField(label=gettext_lazy("mailbox: password"), required=False, max_length=500, strip=False)
+    bounce_folder = forms.CharField(
+        label=gettext_lazy("mailbox: folder"), required=False, max_length=200, help_text=gettext_lazy("Of IMAP; empty: INBOX.")
+    )
+    bounce_token = forms.CharField(
+        label=gettext_lazy("password for posted reports"),
+        required=False,
+        min_length=16,
+        max_length=200,
+        help_text=gettext_lazy(
+            "For a mail server that posts returned mail to the callback address, with this as the password of HTTP Basic or as a bearer token. "
+            "At least 16 characters."
+        ),
+    )
+    bounce_key = forms.CharField(
+        label=gettext_lazy("key of the mail service's webhooks"),
+        required=False,
+        max_length=500,
+        help_text=gettext_lazy("Mailgun: the HTTP webhook signing key. SendGrid: the verification key of the signed event webhook."),
+    )
 
     def clean_host(self) -> str:
         host = str(self.cleaned_data["host"]).strip()
@@ -64,10 +143,28 @@ class Settings(transport.Settings):
         validate_email(parseaddr(sender)[1])
         return sender
 
+    def clean_envelope_from(self) -> str:
+        address = str(self.cleaned_data["envelope_from"]).strip()
+        if address:
+            validate_email(address.replace("{id}", "0" * 32))
+        return address
+
+    def clean_dkim_selector(self) -> str:
+        selector = str(self.cleaned_data["dkim_selector"]).strip()
+        if "_domainkey" in selector or (selector and not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?", selector)):
+            raise ValidationError(_("Enter only the selector, such as mail or s1: without ._domainkey and without the domain."))
+        return selector
+
     def clean(self) -> dict[str, Any]:
         data = super().clean() or self.cleaned_data
         if data.get("username") and not data.get("password"):
             raise ValidationError({"password": _("A user name needs a password.")})
+        if data.get("bounce_protocol"):
+            missing = [
+                name for name in ("bounce_host", "bounce_username", "bounce_password") if not data.get(name) and name not in self.errors
+            ]
+            if missing:
+                raise ValidationError(dict.fromkeys(missing, _("The mailbox for returned mail needs it.")))
         return data
 
 
@@ -79,8 +176,9 @@ class Email(Transport):
     person = True
     format = "html"
     concurrency = 8
-    secret = frozenset({"password"})
+    secret = frozenset({"password", "bounce_password", "bounce_token", "bounce_key"})
     Settings = Settings
+    asks_each = False  # the mailbox is read as a whole
 
     def __init__(self, settings: Mapping[str, Any], http: Http, callback_url: str = "") -> None:
         super().__init__(settings, http, callback_url)
@@ -88,7 +186,7 @@ class Email(Transport):
         self._lock = threading.Lock()
 
     def send(self, message: Message, address: str) -> Receipt:
-        """`sent` means that the relay took it; what bounces later is not known here."""
+        """`sent` means that the relay took it; what bounces later is heard by `poll` and `receive`."""
         try:
             validate_email(address)
         except ValidationError:
@@ -110,8 +208,10 @@ class Email(Transport):
 
     def compose(self, message: Message, address: str) -> EmailMultiAlternatives:
         """The mail itself. The subject stays the same for the whole incident as far as the text's author keeps it so: Gmail threads by it."""
-        domain = parseaddr(self.settings["from_email"])[1].rpartition("@")[2]
+        domain = self._domain
+        envelope = str(self.settings.get("envelope_from") or "").replace("{id}", message.delivery_id.replace("-", ""))
         headers = {
+            "From": self.settings["from_email"],
             "Message-ID": f"<{message.delivery_id}@{domain}>",
             "Auto-Submitted": "auto-generated",  # RFC 3834: no holiday replies
             "X-Auto-Response-Suppress": "All",  # the same for Exchange
@@ -128,7 +228,7 @@ class Email(Transport):
         mail = EmailMultiAlternatives(
             subject=" ".join((message.subject or message.title).split())[:200],
             body=message.text,
-            from_email=self.settings["from_email"],
+            from_email=envelope or self.settings["from_email"],  # of the envelope: what stands in the mail is the header above
             to=[address],
             reply_to=[reply_to] if reply_to else None,
             headers=headers,
@@ -136,6 +236,119 @@ class Email(Transport):
         if message.html:
             mail.attach_alternative(message.html, "text/html")
         return mail
+
+    @property
+    def _domain(self) -> str:
+        return parseaddr(self.settings["from_email"])[1].rpartition("@")[2]
+
+    # ---- what comes back ----
+
+    def poll(self, message_ids: Sequence[str]) -> Sequence[Update]:
+        """What the mailbox for returned mail says, of whatever mail of ours; looked into every 30 seconds, however often it is asked."""
+        if not self.settings.get("bounce_protocol"):
+            return ()
+        place = bounces.Place(
+            protocol=self.settings["bounce_protocol"],
+            host=str(self.settings.get("bounce_host") or "").strip(),
+            port=int(self.settings.get("bounce_port") or 0),
+            security=self.settings.get("bounce_security") or "tls",
+            username=str(self.settings.get("bounce_username") or ""),
+            password=str(self.settings.get("bounce_password") or ""),
+            folder=str(self.settings.get("bounce_folder") or "INBOX"),
+        )
+        return [update for raw in bounces.collect(place, self.http) for update in self._about_ours(raw)]
+
+    def receive(self, callback: Callback) -> Heard:
+        """A report that was posted: a mail as the server wrote it, with the password of the settings; or the JSON of Mailgun (signature over
+        `timestamp` and `token`, HMAC-SHA256) or SendGrid (over the time and the body, ECDSA), as their manuals say."""
+        if callback.method != "POST":
+            raise ValueError("a report is posted")
+        if signature := callback.headers.get("x-twilio-email-event-webhook-signature"):
+            return Heard(tuple(self._sendgrid(callback, signature)))
+        if callback.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
+            return Heard(tuple(self._mailgun(callback)))
+        scheme, _space, given = callback.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "basic":
+            try:
+                given = base64.b64decode(given, validate=True).decode("utf-8", "replace").partition(":")[2]
+            except ValueError:
+                given = ""
+        token = str(self.settings.get("bounce_token") or "")
+        if not token or not hmac.compare_digest(given.strip().encode(), token.encode()):
+            raise PermissionError("not the password for posted reports")
+        return Heard(tuple(self._about_ours(callback.body)))
+
+    def _about_ours(self, raw: bytes) -> list[Update]:
+        updates = bounces.read(raw)
+        if updates and not any(self._is_ours(update.message_id) for update in updates):
+            own = self._of_return_path(raw)
+            updates = [Update(own, update.state, update.reason) for update in updates]
+        return [update for update in updates if self._is_ours(update.message_id)]
+
+    def _is_ours(self, message_id: str) -> bool:
+        return bool(re.fullmatch(rf"<[\w-]{{1,64}}@{re.escape(self._domain)}>", message_id, re.IGNORECASE))
+
+    def _of_return_path(self, raw: bytes) -> str:
+        """The mail that a report is about, by the address it came back to."""
+        before, mark, after = str(self.settings.get("envelope_from") or "").lower().partition("{id}")
+        for address in bounces.returned_to(raw) if mark else ():
+            if found := re.fullmatch(rf"{re.escape(before)}([0-9a-f]{{32}}){re.escape(after)}", address):
+                return f"<{UUID(found[1])}@{self._domain}>"
+        return ""
+
+    def _mailgun(self, callback: Callback) -> list[Update]:
+        said = json.loads(callback.body)
+        if not isinstance(said, dict) or not isinstance(said.get("signature"), dict):
+            raise PermissionError("no signature of Mailgun's")
+        stamp, token, given = (str(said["signature"].get(name, "")) for name in ("timestamp", "token", "signature"))
+        key = str(self.settings.get("bounce_key") or "")
+        right = hmac.new(key.encode(), f"{stamp}{token}".encode(), hashlib.sha256).hexdigest()
+        if not key or not hmac.compare_digest(right.encode(), given.lower().encode()) or not _is_fresh(stamp, callback):
+            raise PermissionError("not signed with the webhook signing key, or too old")
+        event = _mapping(said.get("event-data"))
+        named = str(_mapping(_mapping(event.get("message")).get("headers")).get("message-id") or "").strip("<>")
+        if not self._is_ours(f"<{named}>"):
+            return []
+        if event.get("event") == "delivered":
+            return [Update(f"<{named}>", "delivered")]
+        if event.get("event") != "failed" or event.get("severity") != "permanent":
+            return []
+        status = _mapping(event.get("delivery-status"))
+        words = str(status.get("message") or status.get("description") or event.get("reason") or "")
+        suppressed = event.get("reason") == "suppress-bounce"  # Mailgun has it on a list, because it bounced before
+        code = "5.1.1" if suppressed else str(status.get("enhanced-code") or "") or _code_in(words)
+        return [_returned(f"<{named}>", code, words, "Mailgun")]
+
+    def _sendgrid(self, callback: Callback, signature: str) -> list[Update]:
+        stamp = callback.headers.get("x-twilio-email-event-webhook-timestamp", "")
+        try:
+            key = load_der_public_key(base64.b64decode("".join(str(self.settings.get("bounce_key") or "").split())))
+            if not isinstance(key, ec.EllipticCurvePublicKey):
+                raise ValueError("not a key of SendGrid's")
+            key.verify(base64.b64decode(signature), stamp.encode() + callback.body, ec.ECDSA(hashes.SHA256()))
+        except (InvalidSignature, ValueError, TypeError):
+            raise PermissionError("not signed with the verification key") from None
+        if not _is_fresh(stamp, callback):
+            raise PermissionError("too old")
+        events = json.loads(callback.body)
+        updates = []
+        for event in map(_mapping, events if isinstance(events, list) else ()):
+            named = f"<{str(event.get('smtp-id') or '').strip('<>')}>"
+            if not self._is_ours(named):
+                continue
+            if event.get("event") == "delivered":
+                updates.append(Update(named, "delivered"))
+            elif event.get("event") in ("bounce", "dropped"):
+                words = str(event.get("reason") or "")
+                suppressed = event["event"] == "dropped" and words.lower() in ("bounced address", "invalid")
+                code = "5.1.1" if suppressed else str(event.get("status") or "") or _code_in(words)
+                # "blocked" is what SendGrid calls a refusal that says nothing of the mailbox.
+                updates.append(
+                    _returned(named, "5.7.0" if event.get("type") == "blocked" and bounces.is_gone(code) else code, words, "SendGrid")
+                )
+        return updates
+
+    # ---- connections ----
 
     def _take(self) -> "_Backend | None":
         with self._lock:
@@ -211,6 +424,29 @@ class Email(Transport):
             config=config and permanent,
             retry_after=GREYLISTED if code in (450, 451, 452) else None,
         )
+
+
+def _is_fresh(stamp: str, callback: Callback) -> bool:
+    try:
+        age = callback.received_at.timestamp() - float(stamp)
+    except ValueError:
+        return False
+    return -300 < age < RETRIED
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _code_in(words: str) -> str:
+    """The enhanced code in a server's answer; of "550 no such user" without one, RFC 3463's for what 550 means."""
+    found = re.search(r"\b[245]\.\d{1,3}\.\d{1,3}\b", words)
+    return found.group() if found else "5.1.1" if re.match(r"\s*550\b.*(?:user|mailbox|recipient|address)", words, re.IGNORECASE) else ""
+
+
+def _returned(message_id: str, code: str, words: str, service: str) -> Update:
+    code = code if re.fullmatch(r"[45]\.\d{1,3}\.\d{1,3}", code) else ""
+    return Update(message_id, "bounced" if bounces.is_gone(code) else "failed", bounces.reason(service, code, words))
 
 
 class _Stage(threading.local):
