@@ -433,7 +433,7 @@ class _Call:
 
     def __init__(self, settings: Mapping[str, Any], door: Http, number: str, caller: str, sound: "array.array[int]") -> None:
         self.settings, self.door, self.sound = settings, door, sound
-        self.ring_seconds = int(settings.get("ring_seconds") or 45)
+        self.ring_seconds = float(settings.get("ring_seconds") or 45)
         self.call_id = secrets.token_hex(16)
         self.progress = threading.Event()  # it rings, or it ended
         self.lock = threading.Lock()  # of what `send` and the thread tell each other
@@ -495,7 +495,7 @@ class _Call:
             self.outcome = (self.call_id, "failed", error.text) if error else (self.call_id, "delivered", "")
             if self.handed_over:
                 outcomes.write(*self.outcome)
-            else:
+            elif not self.progress.is_set():  # else it rang: `send` says so, and is told of the end beside it
                 self.error = error
         self.progress.set()
 

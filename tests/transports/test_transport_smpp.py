@@ -220,7 +220,7 @@ def test_no_answer_means_that_nobody_knows(centre, how, monkeypatch):
 def test_a_centre_that_speaks_another_language(centre, garbage, monkeypatch):
     sender = channel(centre)
     sender.send(page(), PHONE)
-    monkeypatch.setattr(http, "TOTAL_SECONDS", 0.5)
+    monkeypatch.setattr(http, "TOTAL_SECONDS", 0.2)
     centre.mute = {smsc.SUBMIT_SM}
     threading.Timer(0.05, lambda: centre.bound[0].sock.sendall(garbage)).start()
     assert refusal(sender).left
