@@ -93,7 +93,9 @@ def kinds_of(group: type[Channel]) -> list[str]:
 def about(style: type[transport.Transport]) -> str:
     """What a kind does, in one line made of what its transport declares."""
     words = []
-    if style.format == "webhook":
+    if style.demo:
+        words.append(_("plays it on the sandbox page; nothing leaves this installation"))
+    elif style.format == "webhook":
         words.append(_("sends each event to an address of yours"))
     elif style.group:
         words.append(_("writes to group chats and to single persons") if style.personal else _("writes to a group chat"))
@@ -196,10 +198,10 @@ class ChannelForm(VisibleForm):
         if "limits" in self.fields and (declared := limit_words(self.style.limits, self.style)):
             said = conditional_escape(_("What the provider takes: %(limits)s.") % {"limits": declared})
             self.fields["limits"].help_text = format_html("{} {}", said, self.fields["limits"].help_text)
-        if "weight" in self.fields:
-            self.fields["weight"].required = False
         if "regions" in self.fields:
             self.fields["regions"].widget.attrs["rows"] = 2
+        if "weight" in self.fields:
+            self.fields["weight"].required = False
         if "proxy" in self.fields:
             self.fields["proxy"].widget = SecretText(bool(self.instance.proxy))
             self.initial["proxy"] = ""
