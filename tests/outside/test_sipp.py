@@ -2,12 +2,14 @@
 
 What comes as sound is received here, so that it can be listened to: that it is there, on time, speech and not silence, and said twice."""
 
+import array
 import re
 import shutil
 import socket
 import subprocess
 import threading
 import time
+import wave
 from pathlib import Path
 
 import pytest
@@ -247,3 +249,57 @@ def test_nobody_answers(tmp_path):
         assert state == "failed" and "Nobody answered the phone within 10 s" in reason and 9.5 < time.monotonic() - began < 16
         assert phone.verdict() == (0, "")
         assert re.search(r"^CANCEL sip:", phone.messages(), re.MULTILINE)
+
+
+BARESIP = """poll_method select
+sip_listen 127.0.0.1:{port}
+net_interface 127.0.0.1
+audio_player aubridge,a
+audio_source aubridge,a
+module_path /usr/lib/baresip/modules
+module g711.so
+module aubridge.so
+module sndfile.so
+snd_path {folder}
+module_tmp account.so
+module_app menu.so
+"""
+
+
+def test_a_soft_phone_records_what_we_say(tmp_path):
+    """Debian's baresip picks up by itself and writes down the sound as it decoded it: another reader of our SIP, SDP, RTP and G.711."""
+    if shutil.which("baresip") is None:
+        pytest.skip("not installed: baresip (apt-get install baresip-core)")
+    port = free_port()
+    (tmp_path / "config").write_text(BARESIP.format(port=port, folder=tmp_path))
+    (tmp_path / "accounts").write_text(f"<sip:{PHONE}@127.0.0.1>;regint=0;answermode=auto;audio_codecs=pcmu\n")
+    text, said = "Critical. Database is down.", tmp_path / "out"
+    with open(said, "wb") as out:
+        process = subprocess.Popen(["baresip", "-f", str(tmp_path), "-v"], stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=tmp_path)
+    try:
+        until(lambda: "baresip is ready" in said.read_text(errors="replace"), 10, "the phone is switched on")
+        form = Sip.Settings(data={"host": "127.0.0.1", "port": port, "numbers": "+86 571 8888 1234"})
+        assert form.is_valid(), form.errors
+        sender = Sip(form.cleaned_data, Http(allowed_hosts=[f"127.0.0.1:{port}"]))
+        assert end_of(sender, sender.send(page(text=text, language="en"), PHONE).message_id) == ("delivered", "")
+        until(lambda: "terminated (duration" in said.read_text(errors="replace"), 5, "the phone has hung up")
+    finally:
+        process.terminate()
+        process.wait(10)
+    assert "Call established: sip:+8657188881234@127.0.0.1" in said.read_text(errors="replace")
+    with wave.open(str(next(tmp_path.glob("dump-*-dec.wav"))), "rb") as file:
+        assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (8000, 1, 2)
+        recorded = loudness(list(array.array("h", file.readframes(file.getnframes()))))
+    expected = loudness(list(sip.spoken(text, "en-us", 150)))
+    # The reading is found twice in the recording, wherever the phone's buffer has moved it to.
+    likeness = [correlation(expected, recorded[at : at + len(expected)]) for at in range(len(recorded) - len(expected) + 1)]
+    best = max(range(len(likeness)), key=likeness.__getitem__)
+    elsewhere = [one for at, one in enumerate(likeness) if abs(at - best) > len(expected) / 2]
+    assert likeness[best] > 0.9 and max(elsewhere) > 0.9
+
+
+def correlation(left: list[float], right: list[float]) -> float:
+    middle = sum(left) / len(left), sum(right) / len(right)
+    pairs = [(one - middle[0], other - middle[1]) for one, other in zip(left, right, strict=True)]
+    size = (sum(one * one for one, _other in pairs) * sum(other * other for _one, other in pairs)) ** 0.5
+    return sum(one * other for one, other in pairs) / size if size else 0.0
