@@ -12,7 +12,7 @@ from uuid import UUID
 
 from django.utils.translation import gettext as _
 
-from channels_app import links, policy
+from channels_app import http, links, policy
 from channels_app.book import Open, Person
 from channels_app.transport import DeliveryError, Message, Receipt
 from mapping.models.contact_point import mask
@@ -121,7 +121,8 @@ def send(claimed: Claimed, now: datetime) -> Result:
             shown = _shown(claimed, rendered, message)
         if (now - claimed.at).total_seconds() + time.monotonic() - began > policy.stale_after(claimed.attempt):
             raise policy.NotBegun(_("This machine was too busy to send it in time: it is looked at again first."))
-        said = opened.send(message, claimed.target)
+        with http.deadline(http.TOTAL_SECONDS):  # for all requests of it: the lease and the page's budget count on it
+            said = opened.send(message, claimed.target)
     except DeliveryError as error:
         said = error
     except Exception as error:

@@ -171,6 +171,8 @@ class Http:
         }
         proxies = {"http": self.proxy, "https": self.proxy} if self.proxy else None
         with deadline(timeout):
+            if trip.deadline <= time.monotonic():  # of several requests with one time for all: the others took it
+                raise DeliveryError(_("There was no time left to ask %(host)s again.") % {"host": host}, permanent=False)
             try:
                 adapter = _adapter(self.proxy, self.ca_bundle, self.guard)
                 response = adapter.send(request, stream=True, timeout=timeout, proxies=proxies)

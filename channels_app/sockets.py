@@ -222,12 +222,14 @@ trip = Trip()
 
 @contextlib.contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Within it, this thread's sockets from this module give up `seconds` from now, however the time was spent."""
-    trip.deadline, trip.left = time.monotonic() + seconds, False
+    """Within it, this thread's sockets from this module give up `seconds` from now, however the time was spent. One within another never
+    lengthens it: so several requests can be given one time for all of them."""
+    before = trip.deadline
+    trip.deadline, trip.left = min(before, time.monotonic() + seconds), False
     try:
         yield
     finally:
-        trip.deadline = float("inf")
+        trip.deadline = before
 
 
 def _pace(sock: socket.socket) -> None:

@@ -29,7 +29,7 @@ from django.db import InterfaceError, OperationalError, connection
 from channels_app import compose, outbox, resident
 from channels_app.book import Book
 from channels_app.compose import Claimed, Result
-from channels_app.http import DeliveryError
+from channels_app.http import DeliveryError, deadline
 from channels_app.models import Delivery
 from channels_app.outbox.statements import planned_once
 from channels_app.transport import Polls, Update
@@ -40,6 +40,9 @@ log = logging.getLogger(__name__)
 
 REFRESH = timedelta(seconds=1)  # how old what we know of channels may be
 CHORES = 1.0  # seconds between two looks for drains that died and for receipts that were early
+ASKING = (
+    20.0  # for one such question, however many requests it takes: a thread of a provider that hangs must not outlive its stint for long
+)
 POLLS = 3.0  # between two questions to providers that do not call us
 FALLBACKS = 0.05
 LOCKED = 0.005
@@ -255,7 +258,8 @@ class Drain:
         updates: Sequence[Update] = ()
         trouble = ""
         try:
-            updates = provider.poll(messages)
+            with deadline(ASKING):
+                updates = provider.poll(messages)
         except DeliveryError as error:
             trouble = error.text
         except Exception as error:

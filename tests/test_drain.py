@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from django.db import connection
 
-from channels_app import outbox, policy, resident, tasks, transport
+from channels_app import http, outbox, policy, resident, tasks, transport
 from channels_app.http import DeliveryError
 from channels_app.models import Channel, Delivery
 from mapping.clock import db_now
@@ -255,6 +255,27 @@ def test_a_provider_that_calls_us_before_we_have_written_is_heard(asked, monkeyp
     running = Running("drain-0")
     running.until(lambda: Delivery.objects.filter(message_id="m9", state="failed", reason="nobody answered").exists())
     running.end()
+
+
+def test_a_message_and_a_question_have_one_time_each_however_many_requests_they_take(asked, monkeypatch):
+    left: dict[str, float] = {}
+
+    def poll(self: Asked, message_ids: Sequence[str]) -> Sequence[transport.Update]:
+        left["question"] = http.trip.deadline - time.monotonic()
+        return ()
+
+    def answer(message: transport.Message) -> transport.Receipt:
+        left["message"] = http.trip.deadline - time.monotonic()
+        return transport.Receipt("m1")
+
+    monkeypatch.setattr(Asked, "poll", poll)
+    channel = asked.channel("a", kind="asked")
+    asked.plan("a", answer)
+    asked.page(asked.person(channel))
+    running = Running("drain-0")
+    running.until(lambda: len(left) == 2)
+    running.end()
+    assert 0 < left["message"] <= http.TOTAL_SECONDS < policy.BUDGET.total_seconds() and 0 < left["question"] <= tasks.ASKING
 
 
 def test_a_provider_that_hangs_when_asked_blocks_neither_pages_nor_other_channels(asked, hang, monkeypatch):

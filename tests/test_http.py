@@ -231,6 +231,19 @@ def test_the_whole_request_has_one_deadline(server, reply):
     assert error.left and not error.permanent and "0.3 s" in error.text
 
 
+def test_several_requests_have_one_time_for_all_where_it_is_set(server):
+    server.answer = lambda _seen: (time.sleep(0.25), Reply(200, {}))[1]
+    with http.deadline(0.4):
+        door(server).post(server.url, json={})
+        started = time.monotonic()
+        assert refused(lambda: door(server).post(server.url, json={})).left
+        assert time.monotonic() - started < 0.22, "the second has what the first left"
+        error = refused(lambda: door(server).post(server.url, json={}))
+        assert not error.left and not error.permanent and not error.is_network and "no time left" in error.text
+    assert len(server.seen) == 2
+    assert door(server).post(server.url, json={}).status == 200, "and afterwards none is over"
+
+
 def test_a_body_that_breaks_off_is_no_answer_unless_only_the_status_was_asked_for(server):
     server.answer = Reply(200, b'{"code":0', claims=5, end="close")
     assert refused(lambda: door(server).post(server.url, json={})).left

@@ -10,7 +10,7 @@ import pytest
 import requests
 from alibabacloud_openapi_util.client import Client as Official
 
-from channels_app import approved
+from channels_app import approved, http
 from channels_app.http import DeliveryError, Http
 from channels_app.transport import Callback, Polls, Receives
 from channels_app.transports import aliyun
@@ -455,3 +455,12 @@ def test_settings_that_are_not(change, field, words):
 
 def test_a_preview_says_that_the_text_is_not_sent_as_it_stands():
     assert "approved template" in AliyunSms.measure("x") and aliyun.VERSION == "2017-05-25"
+
+
+def test_a_vendor_that_is_slow_to_find_variables_too_long_does_not_get_five_times_the_time(wire):
+    wire.answer = lambda _seen: (time.sleep(0.2), Reply(200, {"Code": "isv.PARAM_LENGTH_LIMIT", "Message": "too long"}))[1]
+    channel = AliyunSms(sms_settings(wire.url, variable_limit=100), Http(allowed_hosts=[wire.host]))
+    began, asked = time.monotonic(), len(wire.seen)
+    with http.deadline(0.5):  # as the outbox sets it, of 8 s
+        error = refused(channel)
+    assert time.monotonic() - began < 0.9 and len(wire.seen) - asked <= 3 and not error.permanent
