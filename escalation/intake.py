@@ -624,8 +624,8 @@ _OLD_ALERTS = f"""
     FROM jsonb_to_recordset(%(old_alerts)s::jsonb) AS x({_ALERT_COLUMNS}) WHERE a.id = x.id"""
 _STALE = "UPDATE escalation_alert SET is_open = false, close_time = %(now)s WHERE id = ANY(%(stale)s)"
 _IDS = """
-    SELECT n.id, n.alert_id, EXISTS (
-        SELECT FROM escalation_incident i WHERE i.num = lpad(to_hex(n.id & 16777215), 6, '0') AND i.progress <> 'Closed')
+    SELECT n.id, n.alert_id, (  -- not EXISTS, for which a plan may read all open incidents
+        SELECT true FROM escalation_incident i WHERE i.num = lpad(to_hex(n.id & 16777215), 6, '0') AND i.progress <> 'Closed' LIMIT 1)
     FROM (SELECT nextval(pg_get_serial_sequence('escalation_incident', 'id')) AS id,
                  nextval(pg_get_serial_sequence('escalation_alert', 'id')) AS alert_id FROM generate_series(1, %s::int)) n ORDER BY n.id"""
 _NEW_INCIDENTS = f"""

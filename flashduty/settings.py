@@ -45,8 +45,11 @@ def database(url: str, statement_ms: int, by_index: bool = False) -> dict:
         "jit": "off",
     }
     if by_index:
-        # A plan made while a table was small is kept while it grows: the engine's look went from 0.2 to 36 ms within a minute of a storm.
-        limits["enable_seqscan"] = "off"
+        # A plan made while a table was small is kept while it grows: the engine's look went from 0.2 to 36 ms within a minute of a storm. What
+        # residents say is a few rows looked up by index, whatever the table's size: one plan, made once, is the right one. Planned anew
+        # each time, as the server likes to do for arrays, it is a third of its work for an alert.
+        limits |= dict.fromkeys(("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "enable_bitmapscan"), "off")
+        limits["plan_cache_mode"] = "force_generic_plan"
     options: dict = query | {
         "keepalives_idle": 5,
         "keepalives_interval": 2,
