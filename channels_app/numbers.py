@@ -119,7 +119,7 @@ def shown(number: str) -> str:
 def by_channel() -> list[tuple[Channel, dict[str, list[str]]]]:
     """The enabled voice channels that say by which numbers they call, with these; one whose numbers or settings cannot be read has none."""
     kinds = [kind for kind, style in transport.transports().items() if style.family == "voice" and "numbers" in style.Settings.base_fields]
-    found = []
+    found: list[tuple[Channel, dict[str, list[str]]]] = []
     rows = Channel.objects.filter(status="enabled", owner=None, kind__in=kinds).order_by("position", "id")
     # With the settings as the database keeps them: a channel that no key opens must not stop the others, nor anybody's page.
     for channel in rows.only("id", "kind", "team_id", "regions", "updated_at").annotate(sealed=Cast("settings", TextField())):

@@ -44,7 +44,7 @@ def region_of(phone: str) -> str:
         parsed = phonenumbers.parse(phone)
     except phonenumbers.NumberParseException:
         return ""
-    found = phonenumbers.region_code_for_number(parsed) or phonenumbers.region_code_for_country_code(parsed.country_code)
+    found = phonenumbers.region_code_for_number(parsed) or phonenumbers.region_code_for_country_code(parsed.country_code or 0)
     return "" if found in (phonenumbers.REGION_CODE_FOR_NON_GEO_ENTITY, "ZZ") else found
 
 
