@@ -1,16 +1,37 @@
-"""What texts may say about an incident, frozen on a notification: read for a whole batch at once."""
+"""What texts may say about an incident, frozen on a notification: read for a whole batch at once.
 
-from collections.abc import Iterable
+A mail is the detailed report: it also says what happened so far, who was told, and what comes next. That costs two queries a batch and twice
+the words (whose language the reader has is not known yet), so it is read only for pages that go out by e-mail, and for the first page of an
+incident, about which nothing has happened, only the plan is made."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Any
 
 from django.conf import settings
+from django.utils.translation import override
 
+from channels_app import addresses, outbox
+from channels_app.models import Channel
+from channels_app.outbox.statements import planned_once
+from escalation import plan
+from escalation.explain import names_in, sentence
 from escalation.ids import hex_id
-from escalation.models import Alert, Incident, Responder
+from escalation.models import Alert, Incident, Responder, TimelineEntry
 from escalation.rows import read
 from escalation.rules import Frozen
 from mapping.models import Member
+from mapping.models.contact_point import mask
 from templates_app import events
+
+MOST_LINES = 12  # of the timeline, and of who was told
+MOST_AHEAD = 6
+
+_TOLD = """SELECT d.topic, d.created_at, d.state, m.name, a.target, c.name
+FROM unnest(%s::bigint[]) AS i (id)
+CROSS JOIN LATERAL (SELECT * FROM channels_app_delivery WHERE topic = i.id ORDER BY id DESC LIMIT 30) d
+JOIN channels_app_channel c ON c.id = d.channel_id JOIN channels_app_address a ON a.id = d.address_id
+LEFT JOIN mapping_member m ON m.id = d.member_id ORDER BY d.id DESC"""
 
 
 class Contexts:
@@ -19,6 +40,9 @@ class Contexts:
     def __init__(self) -> None:
         self.alerts: dict[int, list[Alert]] = {}
         self.responders: dict[int, list[Responder]] = {}
+        self.timelines: dict[int, list[events.Happened]] = {}
+        self.told: dict[int, list[events.Told]] = {}
+        self._mail: dict[int, bool] = {}  # by channel: whether it sends e-mail
 
     def look(self, incident_ids: Iterable[int]) -> None:
         """Reads what is not known yet of these incidents."""
@@ -38,13 +62,51 @@ class Contexts:
             row.member = people[row.member_id]
             self.responders[row.incident_id].append(row)
 
+    def mails(self, to: Sequence[outbox.To]) -> bool:
+        """Whether any of these is told by e-mail."""
+        channels = {one.channel_id for one in to}
+        if channels - self._mail.keys():
+            kinds = dict(Channel.objects.values_list("id", "kind"))
+            self._mail |= {pk: addresses.family(kinds.get(pk, "")) == "email" for pk in channels | kinds.keys()}
+        return any(self._mail[pk] for pk in channels)
+
+    def recall(self, incident_ids: Iterable[int]) -> None:
+        """Reads what happened to these incidents and who was told of them, for the pages of this batch that are mails."""
+        ids = sorted(set(incident_ids) - self.timelines.keys())
+        if not ids:
+            return
+        self.timelines |= {pk: [] for pk in ids}
+        self.told |= {pk: [] for pk in ids}
+        last = """FROM unnest(%s::bigint[]) AS i (id) CROSS JOIN LATERAL
+            (SELECT * FROM escalation_timelineentry WHERE incident_id = i.id ORDER BY id DESC LIMIT %s) AS t ORDER BY t.id"""
+        entries = read(TimelineEntry, last, [ids, MOST_LINES])
+        actors = Member.objects.in_bulk({entry.actor_id for entry in entries if entry.actor_id is not None})
+        for entry in entries:
+            entry.actor = actors.get(entry.actor_id) if entry.actor_id is not None else None
+        names = names_in(entries)
+        said: dict[str, list[str]] = {}
+        for language in events.LANGUAGES:
+            with override(language):
+                said[language] = [sentence(entry, names) for entry in entries]
+        for number, entry in enumerate(entries):
+            texts = {language: said[language][number] for language in events.LANGUAGES}
+            self.timelines[entry.incident_id].append({"at": int(entry.created_at.timestamp()), "texts": texts})
+        with planned_once() as cursor:
+            cursor.execute(_TOLD, [ids])
+            for topic, at, state, member, target, channel in cursor.fetchall():
+                who, by = (member or mask(target), channel) if member or target else (channel, "")
+                lines = self.told[topic]
+                # The last that each was told by each way; it came first.
+                if len(lines) < MOST_LINES and not any((line["name"], line["by"]) == (who, by) for line in lines):
+                    lines.append({"at": int(at.timestamp()), "name": who, "by": by, "state": state})
+
     def source(self, incident_id: int) -> str:
         """The integration of the incident's first alert; "" for one that was opened by hand."""
         alerts = self.alerts[incident_id]
         return str(alerts[0].integration_id) if alerts else ""
 
-    def build(self, incident: Incident, follows: Frozen, event: str, layer: int) -> dict[str, Any]:
-        """The Context of one incident, which follows this rule, as `templates_app.events` bounds it."""
+    def build(self, incident: Incident, follows: Frozen, event: str, layer: int, coming: Sequence[events.Planned] = ()) -> dict[str, Any]:
+        """The Context of one incident, which follows this rule, as `templates_app.events` bounds it; `coming`: see `ahead`."""
         alerts = self.alerts.get(incident.id, [])
         wire = hex_id(incident.created_at, incident.id)
         return dict(
@@ -101,5 +163,20 @@ class Contexts:
                 resolution=incident.resolution,
                 images=alerts[0].images if alerts else (),
                 links=[{"title": link.get("title", ""), "url": link["href"]} for link in alerts[0].links] if alerts else (),
+                timeline=self.timelines.get(incident.id, ()),
+                told=self.told.get(incident.id, ()),
+                plan=coming,
             )
         )
+
+
+def ahead(follows: Frozen, state: plan.State, facts: plan.Facts, now: datetime) -> list[events.Planned]:
+    """What comes next if nobody reacts, by the rule alone: whether its people can be reached is found out then."""
+    return [
+        {
+            "at": int(planned.at.timestamp()),
+            "event": planned.page.event if planned.page is not None else "catch_all",
+            "layer_idx": planned.layer,
+        }
+        for planned in plan.future(follows.timing, state, facts, now, limit=MOST_AHEAD)
+    ]

@@ -112,7 +112,7 @@ def explain(incident: Incident, now: datetime, viewer: Member | None = None) -> 
         .defer(*Delivery.SEALED)
         .order_by("id")[:2000]
     )
-    names = _names(entries)
+    names = names_in(entries)
     full = _sees_in_full(viewer, {delivery.member_id for delivery in deliveries if delivery.member_id})
     for entry in entries:
         story.happened.append(Line(entry.created_at, sentence(entry, names), entry.type))
@@ -159,7 +159,7 @@ def explain_event(event: Event) -> str:
 # ---- the past ------------------------------------------------------------------------------------------------------------------------
 
 
-def _names(entries: Sequence[TimelineEntry]) -> dict[tuple[str, Any], str]:
+def names_in(entries: Sequence[TimelineEntry]) -> dict[tuple[str, Any], str]:
     """Names of the members and channels that details speak of by id, in two queries."""
     members: set[int] = set()
     channels: set[int] = set()

@@ -83,6 +83,8 @@ def tell_people(batch: Batch, incident: Incident, people: list[int], now: dateti
         return []
     live = Live(Run(), incident, rules.freeze(body, now), plan.begin(plan.Rule.from_json(body), now))
     batch.known.look([incident.id])
+    if batch.known.mails(audience.to):
+        batch.known.recall([incident.id])
     context = batch.known.build(live.incident, live.follows, events.TRIGGERED, incident.layer_idx or 0)
     return [
         outbox.Notice(

@@ -13,7 +13,7 @@ from django.utils.translation import gettext_noop
 from channels_app import outbox
 from channels_app.outbox.statements import planned_once
 from escalation import plan, rules, targets
-from escalation.contexts import Contexts
+from escalation.contexts import Contexts, ahead
 from escalation.ids import hex_id
 from escalation.models import Incident, Responder, Run, TimelineEntry
 from mapping.models import Installation
@@ -89,6 +89,9 @@ def advance(lives: list[Live], batch: Batch) -> None:
             )
             # A layer whose groups were told and want no loops is not one that reaches nobody.
             content = not audience.to and page.fire == "refire" and _reaches(first, page.layer, now)
+            by_mail = batch.known.mails(audience.to)
+            if by_mail:
+                batch.known.recall([live.incident.id for live in group if _page(live).why != "first" or _page(live).repeat])
             for live in group:
                 page = _page(live)
                 if content:
@@ -101,7 +104,7 @@ def advance(lives: list[Live], batch: Batch) -> None:
                     live.step = plan.unreachable(live.follows.timing, live.step.state, now)
                     again.append(live)
                     continue
-                _page_now(live, page, audience, batch)
+                _page_now(live, page, audience, batch, by_mail=by_mail)
         ended: list[Incident] = []
         for live in turn:
             if live in again:
@@ -184,10 +187,15 @@ def _groups(lives: Sequence[Live]) -> dict[tuple[Any, ...], list[Live]]:
     return groups
 
 
-def _page_now(live: Live, page: plan.Page, audience: targets.Audience, batch: Batch) -> None:
+def _page_now(live: Live, page: plan.Page, audience: targets.Audience, batch: Batch, *, by_mail: bool) -> None:
+    assert live.step is not None
     layer = live.follows.layer(page.layer)
     live.incident.layer_idx = page.layer
-    context = batch.known.build(live.incident, live.follows, page.event, page.layer)
+    # Assigned directly: nobody comes after them.
+    coming = (
+        ahead(live.follows, live.step.state, facts_of(live.incident), batch.now) if by_mail and live.run.kind != Run.Kind.ASSIGN else ()
+    )
+    context = batch.known.build(live.incident, live.follows, page.event, page.layer, coming)
     batch.notices.append(
         outbox.Notice(
             event=page.event,

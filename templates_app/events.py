@@ -87,6 +87,24 @@ class Link(TypedDict):
     url: str
 
 
+class Happened(TypedDict):
+    at: int
+    texts: dict[str, str]  # in each of LANGUAGES; `addressed` adds the reader's as `text`
+
+
+class Told(TypedDict):
+    at: int
+    name: str  # a person, a group's name, or a masked address
+    by: str  # the channel's name; empty where the channel is who was told
+    state: str  # of the delivery: sent, delivered, answered, failed, ...
+
+
+class Planned(TypedDict):
+    at: int
+    event: str  # triggered, escalated, refire, or catch_all
+    layer_idx: int
+
+
 class Recipient(TypedDict):
     name: str
     language: str
@@ -131,6 +149,9 @@ class Context(TypedDict):
     resolution: str
     images: list[Image]
     links: list[Link]
+    timeline: list[Happened]  # the last of what happened, oldest first; these three only where somebody is told by e-mail
+    told: list[Told]
+    plan: list[Planned]  # what comes next if nobody reacts
     recipient: Recipient | None
 
 
@@ -230,6 +251,9 @@ def build(
     resolution: str = "",
     images: Iterable[Mapping[str, Any]] = (),
     links: Iterable[Mapping[str, Any]] = (),
+    timeline: Sequence[Happened] = (),
+    told: Sequence[Told] = (),
+    plan: Sequence[Planned] = (),
 ) -> Context:
     """A whole, bounded Context; times may be aware datetimes or Unix seconds, absent values get their empty form.
 
@@ -280,6 +304,9 @@ def build(
         "resolution": resolution,
         "images": [{"src": str(i.get("src") or ""), "alt": str(i.get("alt") or ""), "href": str(i.get("href") or "")} for i in images],
         "links": [{"title": str(link.get("title") or ""), "url": str(link.get("url") or "")} for link in links],
+        "timeline": list(timeline),
+        "told": list(told),
+        "plan": list(plan),
         "recipient": None,
     }
     return bounded(context)
@@ -342,6 +369,9 @@ def addressed(
     result = dict(context, recipient=recipient)
     if actions_url:
         result["actions_url"] = actions_url
+    if context.get("timeline"):
+        language = language_of(recipient["language"] if recipient else "")
+        result["timeline"] = [{**line, "text": line["texts"].get(language, "")} for line in context["timeline"]]
     if "possible_repeat" in context:
         result["possible_repeat"] = bool(context["possible_repeat"]) or possible_repeat
     return result

@@ -115,7 +115,7 @@ def duration(seconds: Any) -> str:
 
 
 def name(key: Any) -> str:
-    """The word for a severity, progress or event in the reader's language."""
+    """The word for a severity, progress, event or state of a message in the reader's language."""
     return word(text_of(key), meter().language)
 
 
@@ -311,6 +311,7 @@ _PURE: Final[dict[str, Callable[..., Any]]] = {
     "severity_name": name,
     "progress_name": name,
     "event_name": name,
+    "state_name": name,
     "color_severity": color_severity,
     "severity_color": severity_color,
     "json_get": json_get,

@@ -86,7 +86,27 @@ def _incident(chinese: bool, variant: str, event: str) -> Context:
         resolution="扩容" if closed and chinese else "Scaled out" if closed else "",
         images=[{"src": "https://flashduty.example.com/image/1.png", "alt": title}] if variant == "critical" else [],
         links=[{"title": "Grafana", "url": "https://grafana.example.com/d/1?a=1&b=2"}] if variant == "critical" else [],
+        **({} if variant == "bare" else _history(person["name"], title)),  # type: ignore[arg-type]
     )
+
+
+def _history(name: str, title: str) -> dict[str, Any]:
+    """What only mails say: the past and the plan."""
+    return {
+        "timeline": [
+            {"at": _START, "texts": {"en": f"Incident opened: Critical, {title}", "zh-hans": f"故障触发：严重，{title}"}},
+            {"at": _START, "texts": {"en": f"Rule “P1”, layer 0: {name}", "zh-hans": f"分派策略“P1”，环节 0：{name}"}},
+        ],
+        "told": [
+            {"at": _START + 300, "name": name, "by": "IM", "state": "failed"},
+            {"at": _START + 301, "name": name, "by": "SMS", "state": "delivered"},
+        ],
+        "plan": [
+            {"at": SAMPLE_NOW + 300, "event": "refire", "layer_idx": 0},
+            {"at": SAMPLE_NOW + 900, "event": "escalated", "layer_idx": 1},
+            {"at": SAMPLE_NOW + 2_700, "event": "catch_all", "layer_idx": 1},
+        ],
+    }
 
 
 def _bundle(chinese: bool, variant: str) -> AnyContext:

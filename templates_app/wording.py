@@ -22,6 +22,15 @@ _WORDS: Final[dict[str, dict[str, str]]] = {
         "acknowledged": "已认领",
         "closed": "已关闭",
         "possible_repeat": "可能重复",
+        "queued": "等待发送",
+        "sending": "发送中",
+        "sent": "已发送",
+        "delivered": "已送达",
+        "answered": "已响应",
+        "failed": "失败",
+        "unknown": "结果未知",
+        "cancelled": "已取消",
+        "bundled": "已合并发送",
     },
     "en": {
         "Critical": "Critical",
@@ -37,13 +46,22 @@ _WORDS: Final[dict[str, dict[str, str]]] = {
         "acknowledged": "Acknowledged",
         "closed": "Closed",
         "possible_repeat": "possible repeat",
+        "queued": "waiting",
+        "sending": "being sent",
+        "sent": "sent",
+        "delivered": "delivered",
+        "answered": "answered",
+        "failed": "failed",
+        "unknown": "outcome unknown",
+        "cancelled": "cancelled",
+        "bundled": "bundled with others",
     },
 }
 _UNITS: Final[tuple[tuple[int, str, str], ...]] = ((86_400, "天", "d"), (3_600, "小时", "h"), (60, "分钟", "min"), (1, "秒", "s"))
 
 
 def word(key: str, language: str) -> str:
-    """The word for a severity, progress or event in the language; an unknown key is its own word."""
+    """The word for a severity, progress, event or state of a message in the language; an unknown key is its own word."""
     return _WORDS[language_of(language)].get(key, key)
 
 

@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import pytest
 
+from channels_app.models import Notification
 from escalation import explain, rules
 from escalation.models import Incident, Run, TimelineEntry
 from mapping.models import Installation
@@ -402,3 +403,24 @@ def test_what_recovers_within_the_delay_window_wakes_nobody_even_where_incidents
     world.pass_time(seconds=60)
     world.expect(("Lee", "app", "triggered"))
     world.do("close")
+
+
+def test_a_mail_says_what_happened_who_was_told_and_what_comes_next(world):
+    lee, wang = world.person("Lee", ["sandbox_app"]), world.person("Wang", ["sandbox_email"])
+    world.rule(layer(lee, escalate_window=5), layer(wang, notify_step=2, max_times=1, escalate_window=10))
+    world.alert("db down")
+    world.expect(("Lee", "app", "triggered"), at=0)
+    first = Notification.objects.get()
+    assert first.context["timeline"] == first.context["told"] == first.context["plan"] == [], "nobody reads it there"
+    world.pass_time(minutes=5)
+    world.expect(("Wang", "email", "escalated"), at=300)
+    context = Notification.objects.latest("id").context
+    assert [line["texts"]["en"] for line in context["timeline"]] == ["Incident opened: Critical, db down", "Rule “Rule 0”, layer 0: Lee"]
+    assert context["timeline"][0]["texts"]["zh-hans"].startswith("故障触发")
+    assert [(line["name"], line["by"], line["state"]) for line in context["told"]] == [("Lee", "sandbox_app", "delivered")]
+    start = int(START.timestamp())
+    assert [(line["at"] - start, line["event"], line["layer_idx"]) for line in context["plan"]] == [
+        (420, "refire", 1),
+        (900, "catch_all", 1),
+    ]
+    world.ack()
