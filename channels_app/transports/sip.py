@@ -8,24 +8,17 @@ drain that began it.
 Sources: RFC 3261 (SIP), 3581 (rport), 3264 and 4566 (SDP), 3550 and 3551 (RTP), 7616 and 8760 (digest); ITU-T G.711."""
 
 import array
-import functools
 import hashlib
 import itertools
 import re
 import secrets
 import select
-import shutil
 import socket
 import struct
-import subprocess
-import sys
-import tempfile
 import threading
 import time
-import wave
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import phonenumbers
@@ -35,15 +28,10 @@ from django.core.validators import validate_ipv46_address
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from channels_app import http, transport
+from channels_app import http, speech, transport
 from channels_app.outcomes import Outcomes
 from channels_app.transport import DeliveryError, Http, Message, Receipt, Transport, Update
 
-PROGRAM = "espeak-ng"
-RATE, FRAME = 8000, 160  # G.711; 20 ms in a packet
-LEAD, PAUSE, TAIL = 0.8, 1.2, 0.6  # seconds without speech: before it (a hand goes to an ear), between the two readings, at the end
-SPEECH_SECONDS = 4.0  # that espeak-ng may take for a text; it needs a tenth of one
-LONGEST = 120.0  # seconds of sound in all
 T1, T2 = 0.5, 4.0  # RFC 3261: the first and longest wait before a request is sent again over UDP
 AFTER_CANCEL = 5.0
 LARGEST = 65_535
@@ -170,8 +158,8 @@ class Settings(transport.Settings):
             self.add_error("username", _("Registering needs a user name."))
         if not data.get("numbers") and not data.get("username"):
             self.add_error("numbers", _("Enter the number that calls come from."))
-        if shutil.which(PROGRAM) is None:
-            raise ValidationError(_no_program())
+        if missing := speech.missing():
+            raise ValidationError(missing)
         return data
 
 
@@ -199,7 +187,7 @@ class Sip(Transport):
             number, caller = self._numbers(address)
             chinese = message.language.lower().startswith("zh")
             voice = str(settings.get("voice_zh") or "cmn") if chinese else str(settings.get("voice_en") or "en-us")
-            sound = spoken(message.text[: self.max_chars], voice, int(settings.get("speed") or 150))
+            sound = speech.spoken(message.text[: self.max_chars], voice, int(settings.get("speed") or 150))
             call = _Call(settings, self.http, number, caller, sound)
         threading.Thread(target=call.run, args=(until - 0.5, self.outcomes), name=f"call {call.call_id[:8]}", daemon=True).start()
         call.progress.wait(max(0.0, until - time.monotonic()))
@@ -232,93 +220,6 @@ class Sip(Transport):
                 dialled = re.sub(r"\D", "", phonenumbers.format_number(there, phonenumbers.PhoneNumberFormat.NATIONAL))
         caller = own if form == "plus" or not own else own.lstrip("+")
         return f"{self.settings.get('dial_prefix') or ''}{dialled}", caller or str(self.settings.get("username") or "")
-
-
-def _no_program() -> str:
-    return _("%(program)s is not installed on this machine: run apt-get install %(program)s.") % {"program": PROGRAM}
-
-
-# --- sound -------------------------------------------------------------------------------------------------------------------------
-
-
-@functools.lru_cache(maxsize=16)
-def spoken(text: str, voice: str, speed: int) -> "array.array[int]":
-    """`text` as speech: 16-bit samples at 8 kHz. Raises DeliveryError where espeak-ng is missing, has no such voice or is stuck."""
-    # [[ ]] would be read as phonemes; a text of signs only says nothing.
-    words = text.replace("[[", "[ [").replace("\0", " ").strip()
-    with tempfile.TemporaryDirectory(prefix="call-") as folder:
-        file = Path(folder) / "speech.wav"
-        try:
-            done = subprocess.run(
-                [PROGRAM, "-v", voice, "-s", str(speed), "-b", "1", "-w", str(file), "--stdin"],
-                input=words.encode("utf-8", "replace"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=SPEECH_SECONDS, check=False,
-            )  # fmt: skip
-        except FileNotFoundError:
-            raise DeliveryError(_no_program(), permanent=True, config=True) from None
-        except subprocess.TimeoutExpired:
-            raise DeliveryError(_("%(program)s took too long to speak the text.") % {"program": PROGRAM}, permanent=False) from None
-        try:
-            with wave.open(str(file), "rb") as found:
-                rate, shape = found.getframerate(), (found.getnchannels(), found.getsampwidth())
-                samples = array.array("h", found.readframes(min(found.getnframes(), int(LONGEST * rate))))
-        except (OSError, EOFError, wave.Error, ValueError):
-            shape = (0, 0)
-    if shape != (1, 2) or not any(samples):
-        said = " ".join(done.stderr.decode("utf-8", "replace").split())[:200]
-        raise DeliveryError(
-            _("%(program)s gave no speech (voice %(voice)s): %(said)s")
-            % {"program": PROGRAM, "voice": voice, "said": said or done.returncode},
-            permanent=True,
-            config=True,
-        )
-    if sys.byteorder == "big":
-        samples.byteswap()
-    return _narrowed(samples, rate)
-
-
-def _narrowed(samples: "array.array[int]", rate: int) -> "array.array[int]":
-    """The same sound at 8 kHz, each new sample the mean of those it replaces (a phone carries nothing above 3.4 kHz), at a fair volume."""
-    sums = [0, *itertools.accumulate(samples)]
-    step = rate / RATE
-    edges = [min(len(samples), round(number * step)) for number in range(int(len(samples) / step) + 1)]
-    means = [(sums[end] - sums[begin]) // max(1, end - begin) for begin, end in itertools.pairwise(edges)]
-    loudest = max(map(abs, means), default=0) or 1
-    return array.array("h", [mean * 23_000 // loudest for mean in means])
-
-
-@functools.lru_cache(maxsize=2)
-def _law(payload: int) -> bytes:
-    """G.711 as a table over the upper 14 bits of a sample: payload type 0 is µ-law, 8 is A-law."""
-    return bytes((_ulaw if payload == 0 else _alaw)((number if number < 8192 else number - 16384) << 2) for number in range(16384))
-
-
-def _ulaw(sample: int) -> int:
-    sign, size = (0x80, -sample) if sample < 0 else (0, sample)
-    size = min(size, 32_635) + 0x84
-    exponent = size.bit_length() - 8
-    return ~(sign | exponent << 4 | size >> exponent + 3 & 0x0F) & 0xFF
-
-
-def _alaw(sample: int) -> int:
-    sign, size = (0xD5, sample >> 3) if sample >= 0 else (0x55, (-sample - 1) >> 3)
-    segment = max(0, size.bit_length() - 5)
-    return (segment << 4 | size >> max(1, segment) & 0x0F) ^ sign
-
-
-def _frames(sound: "array.array[int]", payload: int) -> Iterator[bytes]:
-    """The whole call in packets of 20 ms: the text twice."""
-    table = _law(payload)
-    silence = bytes([table[0]]) * FRAME
-    speech = bytes(table[sample >> 2 & 0x3FFF] for sample in sound)
-    speech += silence[: -len(speech) % FRAME]
-
-    def quiet(seconds: float) -> Iterator[bytes]:
-        return itertools.repeat(silence, round(seconds * RATE / FRAME))
-
-    def words() -> Iterator[bytes]:
-        return (speech[at : at + FRAME] for at in range(0, len(speech), FRAME))
-
-    return itertools.chain(quiet(LEAD), words(), quiet(PAUSE), words(), quiet(TAIL))
 
 
 # --- messages ----------------------------------------------------------------------------------------------------------------------
@@ -471,7 +372,7 @@ class _Call:
 
     def longest(self) -> float:
         """Seconds after which it has ended, however it went."""
-        return self.ring_seconds + LEAD + PAUSE + TAIL + 2 * len(self.sound) / RATE + 30
+        return self.ring_seconds + speech.seconds(self.sound) + 30
 
     def run(self, until: float, outcomes: Outcomes) -> None:
         """The whole call. `until`: how long the trunk may take for its first word (monotonic)."""
@@ -589,7 +490,7 @@ class _Call:
             self._connect_sound()
             sequence, stamp, source = secrets.randbits(15), secrets.randbits(31), secrets.randbits(32)
             due = time.monotonic()
-            for frame in _frames(self.sound, self.media.payload):
+            for frame in speech.frames(self.sound, self.media.payload):
                 while not hung_up and (wait := due - time.monotonic()) > 0:
                     hung_up = self._listen(wait, answer)
                 if hung_up:
@@ -601,8 +502,8 @@ class _Call:
                     sent += 1
                 except OSError:  # the port was closed a moment ago: what counts is whether any got through
                     failures += 1
-                sequence, stamp = sequence + 1, stamp + FRAME
-                due = max(due + FRAME / RATE, time.monotonic() - 0.2)  # after a long wait of the machine: go on, do not rush
+                sequence, stamp = sequence + 1, stamp + speech.FRAME
+                due = max(due + speech.FRAME / speech.RATE, time.monotonic() - 0.2)  # after a long wait of the machine: go on, do not rush
         finally:
             if not hung_up:
                 self._transact("BYE", self.target, time.monotonic() + 2, to=self.to, more=tuple(f"Route: {route}" for route in self.routes))

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from channels_app import speech
 from channels_app.http import DeliveryError, Http
-from channels_app.transports import sip
 from channels_app.transports.sip import Sip
 from tests.fakes.message import page
 from tests.fakes.sip import Heard
@@ -197,14 +197,14 @@ def test_the_phone_is_answered_and_the_text_heard_twice(tmp_path, protocol, lang
         assert end_of(sender, sent.message_id) == ("delivered", "")
         assert phone.verdict() == (0, "")
         voice = "cmn" if language.startswith("zh") else "en-us"
-        speech = sip.spoken(text, voice, 150)
-        expected = sum(1 for _frame in sip._frames(speech, 8))
+        spoken = speech.spoken(text, voice, 150)
+        expected = sum(1 for _frame in speech.frames(spoken, 8))
         heard = phone.ear.heard
         assert len(heard.packets) == expected and heard.faults() == []
         assert 0.97 < (phone.ear.at[-1] - phone.ear.at[0]) / (0.02 * (expected - 1)) < 1.2, "as fast as it is spoken"
         # Speech: loud in most of its time, and the second reading is the first one again.
         loud = loudness(heard.samples)
-        lead, pause, length = round(sip.LEAD / 0.02), round(sip.PAUSE / 0.02), -(-len(speech) // 160)
+        lead, pause, length = round(speech.LEAD / 0.02), round(speech.PAUSE / 0.02), -(-len(spoken) // 160)
         first, second = loud[lead : lead + length], loud[lead + length + pause : lead + 2 * length + pause]
         assert first == second and max(loud[: lead - 1]) < 20
         assert sum(one > 300 for one in first) > length / 2 and max(first) > 3000
@@ -290,7 +290,7 @@ def test_a_soft_phone_records_what_we_say(tmp_path):
     with wave.open(str(next(tmp_path.glob("dump-*-dec.wav"))), "rb") as file:
         assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (8000, 1, 2)
         recorded = loudness(list(array.array("h", file.readframes(file.getnframes()))))
-    expected = loudness(list(sip.spoken(text, "en-us", 150)))
+    expected = loudness(list(speech.spoken(text, "en-us", 150)))
     # The reading is found twice in the recording, wherever the phone's buffer has moved it to.
     likeness = [correlation(expected, recorded[at : at + len(expected)]) for at in range(len(recorded) - len(expected) + 1)]
     best = max(range(len(likeness)), key=likeness.__getitem__)

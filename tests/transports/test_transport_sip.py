@@ -9,7 +9,7 @@ import wave
 
 import pytest
 
-from channels_app import http
+from channels_app import http, speech
 from channels_app.http import DeliveryError, Http
 from channels_app.transports import sip
 from channels_app.transports.sip import ENDS, Sip
@@ -28,9 +28,9 @@ def fresh(settings, tmp_path, monkeypatch):
     settings.RUN_DIR = tmp_path / "run"
     hum(tmp_path, monkeypatch)
     for name in ("LEAD", "PAUSE", "TAIL"):
-        monkeypatch.setattr(sip, name, 0.02)
+        monkeypatch.setattr(speech, name, 0.02)
     monkeypatch.setattr(sip, "T1", 0.1)
-    sip.spoken.cache_clear()
+    speech.spoken.cache_clear()
     yield
 
     def calls():
@@ -307,7 +307,7 @@ def test_addresses_that_nobody_may_reach(trunk):
 )  # fmt: skip
 def test_no_speech(trunk, tmp_path, monkeypatch, script, word):
     phone = channel(trunk)
-    monkeypatch.setattr(sip, "SPEECH_SECONDS", 0.2)
+    monkeypatch.setattr(speech, "SPEECH_SECONDS", 0.2)
     if script is None:
         (tmp_path / "bin" / "espeak-ng").unlink()
         monkeypatch.setenv("PATH", str(tmp_path))
@@ -322,7 +322,7 @@ def test_no_speech(trunk, tmp_path, monkeypatch, script, word):
 def test_g711_is_that_of_the_standard():
     audioop = pytest.importorskip("audioop")  # Python's own, until 3.12
     for payload, reference in ((0, audioop.lin2ulaw), (8, audioop.lin2alaw)):
-        table = sip._law(payload)
+        table = speech.law(payload)
         every = array.array("h", range(-32_768, 32_768))
         assert bytes(table[one >> 2 & 0x3FFF] for one in every) == reference(every.tobytes(), 2)
 
