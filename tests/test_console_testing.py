@@ -1,16 +1,21 @@
 """Trying a channel out in the console before it is saved: what the provider answers is shown in words, and no secret ever comes back."""
 
+import json
 import re
+from io import StringIO
 from typing import Any
 
 import pytest
 from django.contrib.admin.models import LogEntry
+from django.core.management import CommandError, call_command
 from django.test import Client
 from django.urls import reverse
 
 import flashduty.urls  # noqa: F401  the console is loaded with them
-from channels_app.models import Channel, Delivery
-from flashduty.console import testing
+from channels_app import addresses, limits, transport
+from channels_app.models import Channel, ChannelHealth, Delivery
+from flashduty.console import channels, rules, testing
+from flashduty.models import Classic, Hook, ImApp, ImBot, Play
 from mapping.clock import db_now
 from mapping.models import ContactPoint, Member, Team
 from tests.fakes.dingtalk import SECRET, TOKEN, DingTalkBot
@@ -149,3 +154,103 @@ def test_chats_are_found_offered_and_each_is_tried(desk: Desk):
         words = desk.ask(desk.administrator, "imbot", "telegram", view="chats", **typed)
         assert 'data-add="-100200300"' in desk.html and "&lt;b&gt;Ops" in desk.html and 'data-into="id_set_chats"' in desk.html
         assert BOT not in desk.html
+
+
+# ---- from a rule, from the shell, and texts -------------------------------------------------------------------------------------------
+
+
+def test_a_group_channel_is_tried_from_the_rule_that_uses_it(desk: Desk, bot: DingTalkBot):
+    url = reverse("admin:escalation_escalationrule_try")
+    shared = Channel.objects.create(
+        kind="dingtalk", name="Shared", settings={"url": bot.hook, "secret": SECRET, "keyword": "alarm"}, allowed_hosts=[bot.host]
+    )
+    assert "Accepted" in desk.post(desk.manager, url, channel=shared.pk).content.decode() and len(bot.said) == 1
+    assert "Choose a channel" in desk.post(desk.manager, url, channel="").content.decode()
+    theirs = Channel.objects.create(kind="sandbox_group", name="Theirs", team=desk.other)
+    assert desk.post(desk.manager, url, channel=theirs.pk).status_code == 403
+    person = Channel.objects.create(kind="sandbox_app", name="App")
+    assert desk.post(desk.manager, url, channel=person.pk).status_code == 404
+    assert desk.post(Member.objects.create_user("m@example.com", "M"), url, channel=shared.pk).status_code == 403
+
+
+def test_a_layer_offers_families_and_calls_only_where_that_can_be_done(desk: Desk):
+    Channel.objects.create(kind="twilio_sms", name="A", settings={})
+    Channel.objects.create(kind="http_sms", name="B", settings={})
+    choices = dict(rules.person_choices())
+    assert choices["sms"] == "SMS" and {"twilio_sms", "http_sms"} <= choices.keys() and not {"smpp_sms", "vonage_voice"} & choices.keys()
+    assert next(iter(choices)) in addresses.FAMILIES and dict(addresses.choices_for_people())["im"] == "IM message"
+
+    def errors(kind: str, **data: Any) -> dict[str, Any]:
+        channel = Channel.objects.create(kind=kind, name=kind, settings={})
+        form = rules.LayerChannelForm({"channel": channel.pk, "severities": ["Critical"], "events": ["closed"], **data})
+        return {name: lines for name, lines in form.errors.items() if name in ("mention", "mapping_table", "severities", "events")}
+
+    assert not errors("webhook", mention="on") and "cannot @" in rules.mention_words(transport.get("webhook"))
+    assert "choose one" in str(errors("feishu", mention="on")["mapping_table"])
+    assert not errors("dingtalk", mention="on") and not errors("wecom", mention="on")
+
+
+def shell(*args: str) -> str:
+    out = StringIO()
+    call_command("send_test", *args, stdout=out)
+    return out.getvalue()
+
+
+def test_the_shell_tries_a_channel_that_is_not_saved(desk: Desk, bot: DingTalkBot, tmp_path):
+    me = ["--as", "boss@example.com", "--allow", bot.host]
+    given = tmp_path / "settings.json"
+    given.write_text(json.dumps({"url": bot.hook, "secret": SECRET}))
+    assert shell("--kind", "dingtalk", "--from", str(given), "--set", "keyword=alarm", *me).startswith("Accepted")
+    with pytest.raises(CommandError, match="Not accepted"):
+        shell("--kind", "dingtalk", "--from", str(given), "--set", "keyword=other", *me)
+    for args, says in (
+        (["--kind", "dingtalk", "--set", "colour=red"], "no setting colour"),
+        (["--kind", "dingtalk"], "url: This field is required"),
+        (["--kind", "fax"], "no channel kind"),
+        ([], "Give the id"),
+    ):
+        with pytest.raises(CommandError, match=says):
+            shell(*args, *me)
+    channel = Channel.objects.create(
+        kind="dingtalk", name="Ops", settings={"url": bot.hook, "secret": SECRET, "keyword": "alarm"}, allowed_hosts=[bot.host]
+    )
+    assert shell("Ops", "--now", "--as", "manager@example.com").startswith("Accepted") and channel.pk
+
+
+def test_a_text_is_shown_with_sample_data_and_its_length_for_each_kind(desk: Desk):
+    url = reverse("admin:templates_app_template_preview")
+
+    def shown(**data: str) -> str:
+        return desk.post(desk.manager, url, **{"event": "triggered", "language": "en", "body": "{{ title }}"} | data).content.decode()
+
+    sms = shown(kind="sms", body="x" * 200)
+    assert sms.count("2 SMS parts (GSM-7") >= 2 and "Twilio" in sms and "Sandbox" not in sms
+    assert "UCS-2" in shown(kind="smpp_sms", body="数据库 " * 5)
+    bots = shown(kind="im")
+    assert "of 3800 characters" in bots and "of 16000 bytes" in bots
+    assert "It is shortened" in shown(kind="telegram", body="word " * 1000)
+    assert "<iframe sandbox srcdoc=" in shown(kind="email", body="<b>{{ title }}</b>")
+    assert "&lt;script&gt;" in shown(kind="plain", body="<script>") and "text-red-600" in shown(kind="sms", body="{{ title")
+    assert desk.post(Member.objects.create_user("m@example.com", "M"), url, kind="sms").status_code == 403
+
+
+def test_every_kind_is_offered_in_one_section_of_one_menu_group_with_a_line_about_it():
+    groups = [ImApp, ImBot, Classic, Hook, Play]
+    for kind, style in transport.transports().items():
+        assert [kind in channels.kinds_of(group) for group in groups].count(True) == 1, kind
+        assert channels.section_of(style) in channels.SECTIONS and len(channels.about(style)) > 15
+    assert channels.section_of(transport.get("discord")) == channels.section_of(transport.get("telegram")) == "im_bot"
+    assert (channels.section_of(transport.get("apprise")), channels.section_of(transport.get("webhook"))) == ("other", "webhook")
+    assert channels.limit_words(transport.get("telegram").limits, transport.get("telegram")) == (
+        "1 a second, 20 a minute to each chat; 30 a second altogether"
+    )
+
+
+def test_a_month_that_runs_out_is_said_on_the_channel(desk: Desk):
+    channel = Channel.objects.create(kind="http_sms", name="S", team=desk.team, settings={}, monthly_quota=100)
+    now = db_now()
+    ChannelHealth.objects.create(channel=channel, month=limits.month_of(now), month_count=85)
+    client = Client()
+    client.force_login(desk.manager)
+    body = client.get(reverse("admin:flashduty_classic_change", args=[channel.pk])).content.decode()
+    assert "85 of 100" in body and "More than 80 % are used" in body and f"/callback/{channel.callback_key}/" in body

@@ -23,11 +23,12 @@ from unfold.decorators import display
 from unfold.forms import PaginationInlineFormSet
 from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminSelectWidget
 
-from channels_app import transport
-from channels_app.addresses import kinds_for_people
+from channels_app import addresses, transport
+from channels_app.models import Channel
 from escalation import match, rules, sources
 from escalation.models import EscalationRule, Integration, Layer, LayerChannel, RuleSnapshot, Workspace
 from escalation.models.workspace import SEVERITIES
+from flashduty.console import testing
 from flashduty.console.base import (
     ChoicesField,
     JsonField,
@@ -69,10 +70,25 @@ def group_kinds() -> list[str]:
     return [kind for kind, style in transport.transports().items() if style.group]
 
 
-def person_choices() -> list[tuple[str, Any]]:
-    """Kinds by which a person may be reached, with their labels."""
+def person_choices() -> list[tuple[str, str]]:
+    """By what a layer may reach its people: families, and within them the kinds of which there is a channel; the others would reach nobody."""
+    used = set(Channel.objects.exclude(status="deleted").values_list("kind", flat=True).distinct())
+    several = {name for name in map(addresses.family, used) if sum(addresses.family(kind) == name for kind in used) > 1}
     known = transport.transports()
-    return [(kind, known[kind].label) for kind in kinds_for_people()]
+    return [
+        (name, words)
+        for name, words in addresses.choices_for_people()
+        if name not in known or addresses.family(name) == name or (name in used and addresses.family(name) in several)
+    ]
+
+
+def mention_words(style: type[transport.Transport]) -> str:
+    """How a group channel of this kind names whom to @."""
+    return {
+        (): _("Messages of this kind cannot @ anybody."),
+        ("table",): _("It can @ people by a mapping table."),
+        ("phone",): _("It can @ people by their phone numbers; no table is needed."),
+    }.get(tuple(style.mentions_by)) or _("It can @ people by a mapping table, and whoever is not in it by phone number.")
 
 
 # ---- workspaces ----------------------------------------------------------------------------------------------------------------------
@@ -214,16 +230,40 @@ class LayerChannelForm(VisibleForm):
         model = LayerChannel
         fields = ("channel", "severities", "events", "mention", "mapping_table")
 
+    def clean(self) -> Any:
+        data = super().clean()
+        channel = self.cleaned_data.get("channel")
+        style = transport.transports().get(channel.kind) if channel is not None else None
+        # Where nobody can be called at all the page says so, and it does no harm; without its table a kind that needs one would call nobody.
+        needs_table = style is not None and tuple(style.mentions_by) == ("table",)
+        if needs_table and self.cleaned_data.get("mention") and self.cleaned_data.get("mapping_table") is None:
+            self.add_error("mapping_table", _("%(kind)s knows people only by a mapping table: choose one.") % {"kind": style.label})
+        return data
+
 
 class LayerChannelInline(VisibleStacked):
     model = LayerChannel
     form = LayerChannelForm
-    fields = (("channel", "mention", "mapping_table"), ("severities", "events"))
+    fields = (("channel", "try_out"), ("mention", "mapping_table"), ("severities", "events"))
+    readonly_fields = ("try_out",)
     verbose_name = gettext_lazy("group channel")
     verbose_name_plural = gettext_lazy("Group channels of this layer")
 
     def get_queryset(self, request: HttpRequest) -> models.QuerySet:
         return super().get_queryset(request).select_related("channel", "mapping_table").order_by("id")
+
+    @display(description=gettext_lazy("test"))
+    def try_out(self, use: LayerChannel) -> str:
+        """A button that sends a test to the channel chosen beside it; console.js presses it and shows what it can @."""
+        return format_html(
+            '<div data-asks class="flex flex-col gap-2"><div><button type="button" data-ask="{}" data-fields="channel" class="border border-base-200 '
+            'font-medium rounded-default px-3 py-2 cursor-pointer hover:text-primary-600 disabled:opacity-50 dark:border-base-700">{}</button></div>'
+            '<div data-answer role="status" data-wait="{}" data-lost="{}"></div><p class="text-xs" data-mentions></p></div>',
+            reverse("admin:escalation_escalationrule_try"),
+            _("Send a test"),
+            _("Asking the provider…"),
+            _("There was no answer from this server. Reload the page and try again."),
+        )
 
     def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
         if db_field.name == "channel":
@@ -238,12 +278,12 @@ class LayerForm(VisibleForm):
     )
     critical = ChoicesField(
         label=gettext_lazy("for Critical"),
-        choices=person_choices,
         required=False,
         help_text=gettext_lazy("Used where each person's own preference is off."),
     )
-    warning = ChoicesField(label=gettext_lazy("for Warning"), choices=person_choices, required=False)
-    info = ChoicesField(label=gettext_lazy("for Info"), choices=person_choices, required=False)
+    warning = ChoicesField(label=gettext_lazy("for Warning"), required=False)
+    info = ChoicesField(label=gettext_lazy("for Info"), required=False)
+    offered: ClassVar[list[tuple[str, str]]] = []  # set once a request, by the inline
 
     class Meta:
         model = Layer
@@ -251,6 +291,14 @@ class LayerForm(VisibleForm):
             "idx", "members", "teams", "supervisors", "emails", "escalate_window", "notify_step", "max_times", "force_escalate",
             "follow_preference", "critical", "warning", "info",
         )  # fmt: skip
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for name in ("critical", "warning", "info"):
+            if name in self.fields:
+                kept = [kind for kind in getattr(self.instance, name) or () if kind not in dict(self.offered)]
+                field: Any = self.fields[name]
+                field.choices = [*self.offered, *((kind, addresses.label(kind)) for kind in kept)]
 
     def clean_emails(self) -> list[str]:
         found = self.cleaned_data["emails"]
@@ -307,6 +355,11 @@ class LayerInline(VisibleStacked):
             },
         ),
     )
+
+    def get_formset(self, request: HttpRequest, obj: Any = None, **kwargs: Any) -> Any:
+        kwargs["form"] = type("LayerForm", (LayerForm,), {"offered": person_choices(), "Meta": LayerForm.Meta})
+        return super().get_formset(request, obj, **kwargs)
+
     verbose_name = gettext_lazy("layer")
     verbose_name_plural = gettext_lazy("Layers, from the first to the last")
 
@@ -365,6 +418,30 @@ class RuleAdmin(VisibleAdmin):
     search_fields = ("name", "description", "workspace__name")
     readonly_fields = ("version", "shown_template_set")
     inlines = (LayerInline,)
+    change_form_template = "admin/escalation/escalationrule/change_form.html"
+
+    class Media:
+        js = ("web/console.js",)
+
+    def get_urls(self) -> list[URLPattern]:
+        view = self.admin_site.admin_view(require_POST(self.try_channel))
+        return [path("channels/test/", view, name="escalation_escalationrule_try"), *super().get_urls()]
+
+    def try_channel(self, request: HttpRequest) -> HttpResponse:
+        """Sends a real message by a saved group channel, which whoever makes a rule may choose, and answers with what the provider said."""
+        wanted = request.POST.get("channel", "")
+        if not wanted.isdecimal():
+            return testing.answer_sentence(request, _("Choose a channel first."))
+        channel = get_object_or_404(Channel.objects.exclude(status="deleted"), pk=int(wanted[:18]), kind__in=group_kinds())
+        deny_unless(testing.may_test(request.user, channel))
+        return testing.answer_test(request, channel)
+
+    def render_change_form(self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        # Of each channel that may be chosen: what it can @, and what is said about it.
+        known = transport.transports()
+        rows = Channel.objects.filter(Channel.for_groups_q(request.user), kind__in=group_kinds()).values_list("pk", "kind")
+        context["mentions"] = {str(pk): {"by": list(known[kind].mentions_by), "words": mention_words(known[kind])} for pk, kind in rows}
+        return super().render_change_form(request, context, *args, **kwargs)
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         chosen = "template_set" if obj is None or self.has_change_permission(request, obj) else "shown_template_set"

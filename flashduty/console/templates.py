@@ -8,15 +8,31 @@ from django import forms
 from django.contrib import admin
 from django.db import models
 from django.db.models import Count, Q
-from django.http import HttpRequest
-from django.utils.translation import gettext_lazy
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.urls import URLPattern, path, reverse
+from django.utils.html import format_html
+from django.utils.translation import get_language, gettext_lazy
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_POST
 from unfold.decorators import display
 from unfold.widgets import TEXTAREA_CLASSES, UnfoldAdminSelectWidget, UnfoldAdminTextareaWidget
 
 from channels_app import transport
-from flashduty.console.base import StatusFilter, VisibleAdmin, VisibleForm, VisibleRelatedFilter, VisibleStacked, offered, visible
+from flashduty.console.base import (
+    StatusFilter,
+    VisibleAdmin,
+    VisibleForm,
+    VisibleRelatedFilter,
+    VisibleStacked,
+    deny_unless,
+    offered,
+    visible,
+)
 from mapping.models import Team
+from templates_app.formats import format_named
 from templates_app.models import Template, TemplateSet
+from templates_app.render import TemplateFailed, preview
 
 FAMILIES = {
     "voice": gettext_lazy("All voice calls"),
@@ -38,6 +54,52 @@ def kinds() -> list[tuple[str, Any]]:
     ]
 
 
+def styles_for(name: str) -> list[type[transport.Transport]]:
+    """The kinds that a text written for `name` (a family, a kind or a format) may go out by; those of the sandbox only where there are no others."""
+    found = [style for kind, style in transport.transports().items() if name in (kind, style.family, style.format)]
+    return [style for style in found if not style.demo] or found
+
+
+def length_words(style: type[transport.Transport], text: str) -> str:
+    """How long `text` is for this kind: segments of an SMS, or its length against what the provider takes."""
+    if measured := style.measure(text):
+        return measured
+    if style.max_chars:
+        return _("%(count)d of %(most)d characters") % {"count": len(text), "most": style.max_chars}
+    if style.max_bytes:
+        return _("%(count)d of %(most)d bytes") % {"count": len(text.encode()), "most": style.max_bytes}
+    return _("%(count)d characters, no limit of the provider's") % {"count": len(text)}
+
+
+def is_too_long(style: type[transport.Transport], text: str) -> bool:
+    """Whether it will be shortened on its way."""
+    return bool((style.max_chars and len(text) > style.max_chars) or (style.max_bytes and len(text.encode()) > style.max_bytes))
+
+
+def answer_preview(request: HttpRequest) -> HttpResponse:
+    """The part of a page that shows what becomes of a text with sample data: in each format that it may go out in, and how long it is there."""
+    sent = request.POST
+    event, body = sent.get("event", ""), sent.get("body", "")
+    language = sent.get("language") or str(get_language() or "en")
+    parts: list[dict[str, Any]] = []
+    problem = ""
+    if event in Template.Event.values and len(body) <= 100_000 and "\x00" not in body:
+        for style in styles_for(sent.get("kind", "")):
+            part = next((part for part in parts if part["format"] == style.format), None)
+            if part is None:
+                try:
+                    text = preview(body, fmt=style.format, language=language, event=event)
+                except TemplateFailed as error:
+                    problem = str(error)
+                    break
+                part = {"format": style.format, "text": text, "html": format_named(style.format).base == "html", "kinds": []}
+                parts.append(part)
+            part["kinds"].append(
+                {"label": style.label, "length": length_words(style, part["text"]), "too_long": is_too_long(style, part["text"])}
+            )
+    return render(request, "admin/console/preview.html", {"parts": parts, "problem": problem})
+
+
 class TemplateForm(VisibleForm):
     kind = forms.ChoiceField(label=gettext_lazy("channel kind"), choices=kinds, widget=UnfoldAdminSelectWidget())
     body = forms.CharField(
@@ -51,12 +113,29 @@ class TemplateForm(VisibleForm):
         fields = ("event", "kind", "language", "subject", "body")
 
 
+def preview_button() -> str:
+    """The button that shows what the text beside it becomes; console.js presses it."""
+    return format_html(
+        '<div data-asks class="flex flex-col gap-3"><div><button type="button" data-ask="{}" data-fields="event kind language subject body" '
+        'class="border border-base-200 font-medium rounded-default px-3 py-2 cursor-pointer hover:text-primary-600 disabled:opacity-50 '
+        'dark:border-base-700">{}</button></div><div data-answer role="status" data-wait="{}" data-lost="{}"></div></div>',
+        reverse("admin:templates_app_template_preview"),
+        _("Show with sample data"),
+        _("One moment…"),
+        _("There was no answer from this server. Reload the page and try again."),
+    )
+
+
 class TemplateInline(VisibleStacked):
     model = Template
     form = TemplateForm
-    fields = (("event", "kind", "language"), "subject", "body", "last_error")
-    readonly_fields = ("last_error",)
+    fields = (("event", "kind", "language"), "subject", "body", "shown_preview", "last_error")
+    readonly_fields = ("shown_preview", "last_error")
     collapsible = True
+
+    @display(description=gettext_lazy("preview"))
+    def shown_preview(self, row: Template) -> str:
+        return preview_button()
 
 
 class TemplateSetForm(VisibleForm):
@@ -89,6 +168,9 @@ class TemplateSetAdmin(VisibleAdmin):
     list_filter = (StatusFilter,)
     search_fields = ("name", "description")
     inlines = (TemplateInline,)
+
+    class Media:
+        js = ("web/console.js",)
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         team = "team" if self.has_change_permission(request, obj) or obj is None else "shown_team"
@@ -152,8 +234,24 @@ class TemplateAdmin(VisibleAdmin):
     list_select_related = ("template_set",)
     list_filter = ("event", "language", ("template_set", VisibleRelatedFilter))
     search_fields = ("subject", "body", "template_set__name")
-    fields = ("template_set", ("event", "kind", "language"), "subject", "body", "last_error", "last_error_at")
-    readonly_fields = ("last_error", "last_error_at")
+    fields = ("template_set", ("event", "kind", "language"), "subject", "body", "shown_preview", "last_error", "last_error_at")
+    readonly_fields = ("shown_preview", "last_error", "last_error_at")
+
+    class Media:
+        js = ("web/console.js",)
+
+    @display(description=gettext_lazy("preview"))
+    def shown_preview(self, row: Template) -> str:
+        return preview_button()
+
+    def get_urls(self) -> list[URLPattern]:
+        view = self.admin_site.admin_view(require_POST(self.preview))
+        return [path("preview/", view, name="templates_app_template_preview"), *super().get_urls()]
+
+    def preview(self, request: HttpRequest) -> HttpResponse:
+        """What a text as it stands in a form becomes; only for those who write texts."""
+        deny_unless(self.has_change_permission(request))
+        return answer_preview(request)
 
     def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
         if db_field.name == "template_set":

@@ -163,6 +163,11 @@ def answer_problems(request: HttpRequest, form: forms.BaseForm, besides: Sequenc
     return _part(request, "tested", {"problems": problems})
 
 
+def answer_sentence(request: HttpRequest, sentence: str) -> HttpResponse:
+    """The part of a page that says why nothing was tried."""
+    return _part(request, "tested", {"problems": [sentence]})
+
+
 def answer_chats(request: HttpRequest, channel: Channel, field: str) -> HttpResponse:
     """The part of a page that lists the addresses a provider knows, each to be added to the form's `field`."""
     member: Any = request.user

@@ -37,6 +37,29 @@
     button.textContent = button.dataset.done;
     button.disabled = true;
   }
+  // Beside a group channel of a layer: what it can @, and only the fields that then count.
+  let mentions = {};
+  function say(select) {
+    const row = select.closest(".form-group");
+    const note = row && row.querySelector("[data-mentions]");
+    if (!note) return;
+    const chosen = mentions[select.value];
+    note.textContent = chosen ? chosen.words : "";
+    for (const [name, shown] of [["mention", !chosen || chosen.by.length], ["mapping_table", !chosen || chosen.by.includes("table")]]) {
+      const field = row.querySelector(`[name$="-${name}"]`);
+      const box = field && (field.closest(`.field-${name}`) || field.parentElement);
+      // What is set stays in sight, so that it can be switched off.
+      if (box) box.hidden = !shown && !field.checked && !(field.tagName === "SELECT" && field.value);
+    }
+  }
+  const selects = () => document.querySelectorAll('select[name$="-channel"]');
+  document.addEventListener("change", (event) => event.target.matches('select[name$="-channel"]') && say(event.target));
+  document.addEventListener("DOMContentLoaded", () => {
+    const data = document.getElementById("mentions");
+    if (data) mentions = JSON.parse(data.textContent);
+    selects().forEach(say);
+  });
+  document.addEventListener("formset:added", () => selects().forEach(say));
   document.addEventListener("click", (event) => {
     const button = event.target.closest("[data-ask], [data-add]");
     if (button) button.dataset.ask ? ask(button) : add(button);
