@@ -1,11 +1,19 @@
-"""The django-q2 tasks of this house: the residents intake and engine, each one stint long."""
+"""The django-q2 tasks of this house: the residents intake and engine, each one stint long, and the daily prune."""
 
+import logging
 from datetime import datetime
+
+from django_q.tasks import async_task
 
 from channels_app import resident
 from escalation import engine as engine_
 from escalation import intake as intake_
+from escalation import retention
+from mapping.clock import db_now
 
+log = logging.getLogger(__name__)
+
+PRUNE_SECONDS = 15  # one coarse job works at a time: the others get their turn, and it ends well before django-q2 kills it
 INTAKE_BATCH = 500
 INTAKE_TIMED = 50  # past so many events a batch may have ended because its time was up
 ENGINE_BUDGET_MS = 50  # of each kind of row; about a hundred rows, and a pass that takes less than that is no longer for it
@@ -30,3 +38,12 @@ def _engine(now: datetime) -> float | None:
     if done:
         return 0
     return None if ahead is None else (ahead - now).total_seconds()
+
+
+def prune() -> None:
+    """Deletes what is older than the installation keeps. Where that takes long it takes its turn among the coarse jobs again and again."""
+    gone, whole = retention.prune(db_now(), seconds=PRUNE_SECONDS)
+    if gone:
+        log.info("removed: %s", ", ".join(f"{count} {name}" for name, count in gone.items()))
+    if not whole:
+        async_task("escalation.tasks.prune", task_name="prune")

@@ -15,7 +15,7 @@ from escalation import engine, explain, lifecycle, plan, rules
 from escalation.models import Incident, Layer, RuleSnapshot, Run, TimelineEntry
 from flashduty.api.incidents import feed
 from mapping.models import ContactPoint, Installation
-from tests.world import layer
+from tests.world import Stranger, layer
 
 pytestmark = pytest.mark.django_db
 
@@ -322,22 +322,6 @@ def test_a_clock_that_goes_back_changes_no_distance_of_any_run_and_costs_no_stat
     world.fresh()
     for incident in Incident.objects.all():
         lifecycle.close(incident.id, actor=None, via="api", now=world.now)
-
-
-class Stranger:
-    """Another session that holds the lock of an incident for as long as the block lasts."""
-
-    def __init__(self, table: str, pk: int) -> None:
-        self.what = f"SELECT FROM {table} WHERE id = {pk} FOR UPDATE"
-
-    def __enter__(self) -> None:
-        self.session = connection.copy()
-        self.session.set_autocommit(False)
-        with self.session.cursor() as cursor:
-            cursor.execute(self.what)
-
-    def __exit__(self, *_error: object) -> None:
-        self.session.close()
 
 
 @pytest.mark.django_db(transaction=True)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from django.db import connection
 from django.db.models import Min
 from django.test import Client
 
@@ -214,3 +215,19 @@ class World:
 
     def silence(self) -> None:
         self.expect()
+
+
+class Stranger:
+    """Another session that holds the lock of an incident for as long as the block lasts."""
+
+    def __init__(self, table: str, pk: int) -> None:
+        self.what = f"SELECT FROM {table} WHERE id = {pk} FOR UPDATE"
+
+    def __enter__(self) -> None:
+        self.session = connection.copy()
+        self.session.set_autocommit(False)
+        with self.session.cursor() as cursor:
+            cursor.execute(self.what)
+
+    def __exit__(self, *_error: object) -> None:
+        self.session.close()
