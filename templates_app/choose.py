@@ -4,7 +4,7 @@ Pure: template rows come in as plain values, so that a sender thread needs no da
 the id of the template, for the outbox to report on the row (`models.report_failure`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypedDict
 
@@ -113,7 +113,7 @@ def render_or_default(
     subject = " ".join(subject.split()) or _last_words(context, "plain").split("\n")[0]
     used = row["id"] if row is not None else None
     if format_named(fmt).base == "html":
-        return Rendered(subject, standard("plain"), body, used, error)
+        return Rendered(subject, standard("mail_text"), body, used, error)
     return Rendered(subject, body, None, used, error)
 
 
@@ -131,9 +131,10 @@ def render_bundle(
     recipient: Mapping[str, Any] | None = None,
     now: float | None = None,
     family: str = "",
+    holds: Callable[[str], bool] | None = None,
 ) -> tuple[Rendered, int]:
     """One message for as many of the incidents (in the order given) as fit `limit` bytes of UTF-8 and `max_chars` characters, and how many
-    these are.
+    these are. `holds`: whether a text goes out whole, where a provider counts in another way than by bytes or characters.
 
     At least one is taken, whatever its length: the transport shortens. `incidents` must not be empty.
     """
@@ -146,7 +147,9 @@ def render_bundle(
 
     def fits(rendered: Rendered) -> bool:
         text = rendered.html or rendered.text
-        return (limit is None or len(text.encode()) <= limit) and (max_chars is None or len(text) <= max_chars)
+        if (limit is not None and len(text.encode()) > limit) or (max_chars is not None and len(text) > max_chars):
+            return False
+        return holds is None or holds(rendered.text)
 
     # More than this no provider takes in one message, and a render has its bounds.
     low, high = 1, min(len(incidents), 200)

@@ -468,6 +468,42 @@ def test_mail_has_both_parts() -> None:
     assert "#a1b2c3" in mail.text and "<" not in mail.text
 
 
+@pytest.mark.parametrize(("language", "parts"), [
+    ("en", ["Alerts (25)", "and 5 more", "Labels", "What happened so far", "Who was told", "Li Lei · SMS", "delivered", "What comes next", "Escalation to level 2"]),
+    ("zh-hans", ["关联告警 (25)", "另有 5 条", "标签", "处理过程", "已通知", "李雷 · SMS", "已送达", "后续计划", "升级到第 2 层"]),
+])  # fmt: skip
+def test_a_mail_is_the_whole_report_in_both_parts(language: str, parts: list[str]) -> None:
+    context = events.addressed(
+        sample(language, "many"), recipient={"name": "x", "language": language, "time_zone": "Asia/Shanghai"}, actions_url="https://x.example.com/i/1/"
+    )  # fmt: skip
+    mail = render_or_default((), "triggered", context, kind="email", fmt="html", language=language, now=SAMPLE_NOW)
+    tags = _Tags()
+    tags.feed(mail.html or "")
+    for text in (mail.text, tags.words):
+        assert not [part for part in parts if part not in text]
+        assert "order-19" in text and "(Asia/Shanghai)" in text.replace("（", "(").replace("）", ")")
+    assert "https://x.example.com/i/1/?ack=1" in mail.text and "https://x.example.com/i/1/?ack=1" in tags.links
+    assert len((mail.html or "").encode()) < 100_000, "Gmail cuts mails at 102 kB"
+
+
+def test_pictures_are_links_in_a_mail() -> None:
+    html = preview(default_source("triggered", "html", "en"), fmt="html")
+    assert 'href="https://flashduty.example.com/image/1.png"' in html and "<img" not in html
+
+
+def test_a_mail_of_what_was_stored_before_has_no_empty_parts() -> None:
+    context = {key: value for key, value in sample("en").items() if key not in ("timeline", "told", "plan")}
+    mail = render_or_default((), "triggered", events.addressed(context), kind="email", fmt="html", language="en", now=SAMPLE_NOW)
+    assert mail.error is None and "Who was told" not in mail.text and "What comes next" not in (mail.html or "")
+
+
+def test_the_fullest_context_is_a_mail_all_the_same() -> None:
+    mail = render_or_default(
+        (), "triggered", big_context("<&> \"' 数据库", 400, 60), kind="email", fmt="html", language="zh-hans", now=SAMPLE_NOW
+    )
+    assert mail.error is None and "另有" in mail.text
+
+
 def test_there_is_always_something_to_send() -> None:
     broken = render_or_default(
         [row(body="{{")], "triggered", {"title": "<b>", "num": "7", "detail_url": "https://x/"}, kind="k", fmt="html", language="en", default={"": "{{ 1 / 0 }}"}

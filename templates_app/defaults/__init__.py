@@ -1,6 +1,6 @@
 """The default texts: what is said when nobody has written a template.
 
-One text for each language, event and shape. A format uses the shape of its own name where there is one, then that of its family
+One text for each language, event and shape ("mail_text" is the plain part of a mail, where that says more than other plain texts). A format uses the shape of its own name where there is one, then that of its family
 (`Format.base`), then plain; formats of the json family have none ("": the sender makes its own body). The markdown dialects share one text, since bold, links and colours come from the format. A transport
 may bring texts of its own: a mapping whose keys are `(language, event)`, `event` or "" (any event), looked up in this order.
 """

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from templates_app.defaults.layout import BAR, button, cell, field, fields, mail
+from templates_app.defaults.layout import button, cell, field, fields, mail, notice, report, report_text
 
 _SUBJECT = "[#{{ num }}] {{ title }}"
 
@@ -56,58 +56,43 @@ _PAGE_VOICE = """\
 {{ severity_name(severity) }}: {{ title|truncate(80, "") }}{% if workspace.name %}, workspace {{ workspace.name|truncate(30, "") }}{% endif %}{% if alert_count > 1 %}, {{ alert_count }} alerts{% endif %}.
 """
 
-_HEADLINE = cell(
-    '<div class="dim" style="color:#5f6368;font-size:13px">{{ fire_reason() }} #{{ num }}</div>'
-    '<div style="font-size:20px;line-height:28px;font-weight:600;word-break:break-word">{{ title }}</div>',
-    "padding:20px 24px 4px",
-)
-_DESCRIPTION = (
-    "{% if description %}\n"
-    + cell('<div style="white-space:pre-wrap;word-break:break-word">{{ description|truncate(2000) }}</div>')
-    + "{% endif %}\n"
-)
-_COMMON = (
-    field("Severity", "{{ color_severity(severity) }}"),
-    field("Workspace", "{{ workspace.name }}", "workspace.name"),
-    field("Since", "{{ date(start_time) }} ({{ ago(start_time) }})"),
-    field("Alerts", "{{ alert_count }}", "alert_count > 1"),
-    field("Resource", '{{ join_alert_labels("resource")|truncate(300) }}', 'join_alert_labels("resource")'),
-    field("Responders", '{{ responders|map(attribute="name")|join(", ") }}', "responders"),
-)
-_LABELS = """\
-{% if labels %}
-<tr><td style="padding:8px 24px"><table role="presentation" cellpadding="0" cellspacing="0">
-{% for key, value in labels.items() %}
-<tr><td class="dim" style="padding:2px 12px 2px 0;color:#5f6368;font-size:13px;vertical-align:top">{{ key }}</td><td class="ink" style="padding:2px 0;color:#202124;font-size:13px;word-break:break-all">{{ value|truncate(300) }}</td></tr>
-{% endfor %}
-</table></td></tr>
-{% endif %}
-"""
-_ALERTS = (
-    "{% if alerts|length > 1 %}\n"
-    + cell(
-        '<ul style="margin:0;padding-left:20px">\n{% for alert in alerts %}\n<li>{{ color_severity(alert.status) }} {{ alert.title|truncate(160) }}</li>\n{% endfor %}\n'
-        "{% if alerts_left_out %}\n<li>and {{ alerts_left_out }} more</li>\n{% endif %}\n</ul>"
-    )
-    + "{% endif %}\n"
-)
-_LINKS = "{% if links %}\n" + cell("{% for item in links %}{{ link(item.title, item.url) }} &nbsp; {% endfor %}") + "{% endif %}\n"
-_FOOT = cell(
-    "{% if possible_repeat %}This message may be a repeat. {% endif %}Times are shown in your time zone.", "padding:4px 24px 20px", "dim"
-)
-
-_PAGE_HTML = mail(
-    "en",
-    BAR
-    + _HEADLINE
-    + fields(*_COMMON)
-    + _DESCRIPTION
-    + cell(button("Acknowledge", "ack_url()", True) + button("Details", "(actions_url or detail_url)", False), "padding:12px 24px")
-    + _ALERTS
-    + _LABELS
-    + _LINKS
-    + _FOOT,
-)
+# What stands for the names in the mail's layout.
+_MAIL: Final = {
+    "colon": ": ",
+    "comma": ", ",
+    "severity": "Severity",
+    "workspace": "Workspace",
+    "since": "Since",
+    "resource": "Resource",
+    "responders": "Responders",
+    "rule": "Rule",
+    "level": "level {{ assigned_to.layer_idx + 1 }}",
+    "impact": "Impact",
+    "alerts": "Alerts",
+    "was": "It was",
+    "more": "and {{ alerts_left_out }} more",
+    "labels": "Labels",
+    "attached": "Images and links",
+    "image": "Image",
+    "link": "Link",
+    "timeline": "What happened so far",
+    "told": "Who was told",
+    "plan": "What comes next, if nobody acknowledges",
+    "again": "Level {{ line.layer_idx + 1 }} is told again",
+    "next": "Escalation to level {{ line.layer_idx + 1 }}",
+    "catch_all": "The catch-all is told",
+    "acknowledge": "Acknowledge",
+    "details": "Details",
+    "acknowledged": "Acknowledged",
+    "closed": "Closed",
+    "automatically": "automatically",
+    "lasted": "Lasted",
+    "root_cause": "Root cause",
+    "resolution": "Resolution",
+    "repeat": "This message may be a repeat.",
+    "zone": "Times are shown in your time zone{% if recipient.time_zone %} ({{ recipient.time_zone }}){% endif %}.",
+}
+_SPAM = "If this mail was among the spam, mark it as “not spam” and add the sender to your contacts; if all of them go there, ask your mail administrator to let the sender in."
 
 _NOTICE_PLAIN = """\
 {{ fire_reason() }} #{{ num }} {{ title }}
@@ -137,26 +122,25 @@ Acknowledged{% if acknowledger %} by {{ acknowledger.name }}{% endif %}{% if ack
 {{ link("Details", detail_url) }}
 """
 
-_NOTICE_HTML = mail(
-    "en",
-    BAR
-    + _HEADLINE
-    + fields(
-        *_COMMON,
-        field("Acknowledged", "{{ acknowledger.name }} {{ date(ack_time) }}", "ack_time"),
-        field("Closed", "{{ closer.name or 'automatically' }} {{ date(close_time) }}", "close_time"),
-        field("Lasted", "{{ duration(close_time - start_time) }}", "close_time"),
-        field("Resolution", "{{ resolution|truncate(600) }}", "resolution"),
-    )
-    + cell(button("Details", "(actions_url or detail_url)", True), "padding:12px 24px 20px"),
-)
-
 _NOTICE_VOICE = """\
 Incident {% if event == "closed" %}closed{% else %}acknowledged{% endif %}: {{ title|truncate(80, "") }}.
 """
 
-_PAGE: Final = {"subject": _SUBJECT, "plain": _PAGE_PLAIN, "markdown": _PAGE_MARKDOWN, "html": _PAGE_HTML, "voice": _PAGE_VOICE}
-_NOTICE: Final = {"subject": _SUBJECT, "plain": _NOTICE_PLAIN, "markdown": _NOTICE_MARKDOWN, "html": _NOTICE_HTML, "voice": _NOTICE_VOICE}
+_PAGE: Final = {
+    "subject": _SUBJECT,
+    "plain": _PAGE_PLAIN,
+    "markdown": _PAGE_MARKDOWN,
+    "html": report("en", _MAIL),
+    "mail_text": report_text(_MAIL),
+    "voice": _PAGE_VOICE,
+}
+_NOTICE: Final = {
+    "subject": _SUBJECT,
+    "plain": _NOTICE_PLAIN,
+    "markdown": _NOTICE_MARKDOWN,
+    "html": notice("en", _MAIL),
+    "voice": _NOTICE_VOICE,
+}
 
 _BUNDLE: Final = {
     "subject": "{{ incidents|length }} incidents are waiting",
@@ -201,9 +185,10 @@ _CODE: Final = {
         + cell('<span style="font-size:28px;letter-spacing:4px;font-weight:600">{{ code }}</span>', "padding:8px 24px")
         + cell(
             "Good for {{ minutes }} minutes. Tell it to nobody; if you did not ask for it, ignore this message.",
-            "padding:4px 24px 20px",
+            "padding:4px 24px 8px",
             "dim",
-        ),
+        )
+        + cell(_SPAM, "padding:0 24px 20px", "dim"),
     ),
     "voice": "Your verification code is {{ code|list|join(' ') }}, good for {{ minutes }} minutes.",
 }
@@ -216,7 +201,8 @@ _TEST: Final = {
         "en",
         cell("This is a test message from Flashduty", "padding:20px 24px 4px;font-weight:600")
         + fields(field("Channel", "{{ channel_name }}"), field("Sent by", "{{ sender_name }}"), field("Time", "{{ date(sent_at) }}"))
-        + cell("If you read this, the channel works. Nothing needs to be done.", "padding:4px 24px 20px", "dim"),
+        + cell("If you read this, the channel works. Nothing needs to be done.", "padding:4px 24px 8px", "dim")
+        + cell(_SPAM, "padding:0 24px 20px", "dim"),
     ),
     "voice": "This is a test call from Flashduty. Nothing needs to be done.",
 }

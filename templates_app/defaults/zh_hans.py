@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from templates_app.defaults.layout import BAR, button, cell, field, fields, mail
+from templates_app.defaults.layout import button, cell, field, fields, mail, notice, report, report_text
 
 _SUBJECT = "[#{{ num }}] {{ title }}"
 
@@ -56,56 +56,43 @@ _PAGE_VOICE = """\
 {{ severity_name(severity) }}级别，{{ title|truncate(80, "") }}{% if workspace.name %}，{{ workspace.name|truncate(30, "") }}空间{% endif %}{% if alert_count > 1 %}，共 {{ alert_count }} 条告警{% endif %}。
 """
 
-_HEADLINE = cell(
-    '<div class="dim" style="color:#5f6368;font-size:13px">{{ fire_reason() }} #{{ num }}</div>'
-    '<div style="font-size:20px;line-height:28px;font-weight:600;word-break:break-word">{{ title }}</div>',
-    "padding:20px 24px 4px",
-)
-_DESCRIPTION = (
-    "{% if description %}\n"
-    + cell('<div style="white-space:pre-wrap;word-break:break-word">{{ description|truncate(2000) }}</div>')
-    + "{% endif %}\n"
-)
-_COMMON = (
-    field("级别", "{{ color_severity(severity) }}"),
-    field("空间", "{{ workspace.name }}", "workspace.name"),
-    field("触发时间", "{{ date(start_time) }}（{{ ago(start_time) }}）"),
-    field("关联告警", "{{ alert_count }} 条", "alert_count > 1"),
-    field("对象", '{{ join_alert_labels("resource")|truncate(300) }}', 'join_alert_labels("resource")'),
-    field("负责人", '{{ responders|map(attribute="name")|join("、") }}', "responders"),
-)
-_LABELS = """\
-{% if labels %}
-<tr><td style="padding:8px 24px"><table role="presentation" cellpadding="0" cellspacing="0">
-{% for key, value in labels.items() %}
-<tr><td class="dim" style="padding:2px 12px 2px 0;color:#5f6368;font-size:13px;vertical-align:top">{{ key }}</td><td class="ink" style="padding:2px 0;color:#202124;font-size:13px;word-break:break-all">{{ value|truncate(300) }}</td></tr>
-{% endfor %}
-</table></td></tr>
-{% endif %}
-"""
-_ALERTS = (
-    "{% if alerts|length > 1 %}\n"
-    + cell(
-        '<ul style="margin:0;padding-left:20px">\n{% for alert in alerts %}\n<li>{{ color_severity(alert.status) }} {{ alert.title|truncate(160) }}</li>\n{% endfor %}\n'
-        "{% if alerts_left_out %}\n<li>另有 {{ alerts_left_out }} 条</li>\n{% endif %}\n</ul>"
-    )
-    + "{% endif %}\n"
-)
-_LINKS = "{% if links %}\n" + cell("{% for item in links %}{{ link(item.title, item.url) }} &nbsp; {% endfor %}") + "{% endif %}\n"
-_FOOT = cell("{% if possible_repeat %}本邮件可能重复发送。{% endif %}时间按您的时区显示。", "padding:4px 24px 20px", "dim")
-
-_PAGE_HTML = mail(
-    "zh-Hans",
-    BAR
-    + _HEADLINE
-    + fields(*_COMMON)
-    + _DESCRIPTION
-    + cell(button("立即认领", "ack_url()", True) + button("查看详情", "(actions_url or detail_url)", False), "padding:12px 24px")
-    + _ALERTS
-    + _LABELS
-    + _LINKS
-    + _FOOT,
-)
+# 邮件版式中各名称对应的文字。
+_MAIL: Final = {
+    "colon": "：",
+    "comma": "，",
+    "severity": "级别",
+    "workspace": "空间",
+    "since": "触发时间",
+    "resource": "对象",
+    "responders": "负责人",
+    "rule": "分派策略",
+    "level": "第 {{ assigned_to.layer_idx + 1 }} 层",
+    "impact": "影响",
+    "alerts": "关联告警",
+    "was": "原级别：",
+    "more": "另有 {{ alerts_left_out }} 条",
+    "labels": "标签",
+    "attached": "图片与链接",
+    "image": "图片",
+    "link": "链接",
+    "timeline": "处理过程",
+    "told": "已通知",
+    "plan": "后续计划（无人认领时）",
+    "again": "再次通知第 {{ line.layer_idx + 1 }} 层",
+    "next": "升级到第 {{ line.layer_idx + 1 }} 层",
+    "catch_all": "通知兜底人员",
+    "acknowledge": "立即认领",
+    "details": "查看详情",
+    "acknowledged": "认领",
+    "closed": "关闭",
+    "automatically": "自动",
+    "lasted": "持续",
+    "root_cause": "根因",
+    "resolution": "处理结果",
+    "repeat": "本邮件可能重复发送。",
+    "zone": "时间按您的时区显示{% if recipient.time_zone %}（{{ recipient.time_zone }}）{% endif %}。",
+}
+_SPAM = "如果本邮件进入了垃圾箱，请标记为“非垃圾邮件”，并将发件人加入通讯录；如果总是如此，请联系公司邮箱管理员将发件人加入白名单。"
 
 _NOTICE_PLAIN = """\
 {{ fire_reason() }} #{{ num }} {{ title }}
@@ -135,26 +122,25 @@ _NOTICE_MARKDOWN = """\
 {{ link("详情", detail_url) }}
 """
 
-_NOTICE_HTML = mail(
-    "zh-Hans",
-    BAR
-    + _HEADLINE
-    + fields(
-        *_COMMON,
-        field("认领", "{{ acknowledger.name }} {{ date(ack_time) }}", "ack_time"),
-        field("关闭", "{{ closer.name or '自动' }} {{ date(close_time) }}", "close_time"),
-        field("持续", "{{ duration(close_time - start_time) }}", "close_time"),
-        field("处理结果", "{{ resolution|truncate(600) }}", "resolution"),
-    )
-    + cell(button("查看详情", "(actions_url or detail_url)", True), "padding:12px 24px 20px"),
-)
-
 _NOTICE_VOICE = """\
 故障{% if event == "closed" %}已关闭{% else %}已认领{% endif %}，{{ title|truncate(80, "") }}。
 """
 
-_PAGE: Final = {"subject": _SUBJECT, "plain": _PAGE_PLAIN, "markdown": _PAGE_MARKDOWN, "html": _PAGE_HTML, "voice": _PAGE_VOICE}
-_NOTICE: Final = {"subject": _SUBJECT, "plain": _NOTICE_PLAIN, "markdown": _NOTICE_MARKDOWN, "html": _NOTICE_HTML, "voice": _NOTICE_VOICE}
+_PAGE: Final = {
+    "subject": _SUBJECT,
+    "plain": _PAGE_PLAIN,
+    "markdown": _PAGE_MARKDOWN,
+    "html": report("zh-Hans", _MAIL),
+    "mail_text": report_text(_MAIL),
+    "voice": _PAGE_VOICE,
+}
+_NOTICE: Final = {
+    "subject": _SUBJECT,
+    "plain": _NOTICE_PLAIN,
+    "markdown": _NOTICE_MARKDOWN,
+    "html": notice("zh-Hans", _MAIL),
+    "voice": _NOTICE_VOICE,
+}
 
 _BUNDLE: Final = {
     "subject": "{{ incidents|length }} 个故障待处理",
@@ -197,7 +183,8 @@ _CODE: Final = {
         "zh-Hans",
         cell("您的验证码", "padding:20px 24px 4px")
         + cell('<span style="font-size:28px;letter-spacing:4px;font-weight:600">{{ code }}</span>', "padding:8px 24px")
-        + cell("{{ minutes }} 分钟内有效。请勿告诉他人；如果不是您本人操作，请忽略本邮件。", "padding:4px 24px 20px", "dim"),
+        + cell("{{ minutes }} 分钟内有效。请勿告诉他人；如果不是您本人操作，请忽略本邮件。", "padding:4px 24px 8px", "dim")
+        + cell(_SPAM, "padding:0 24px 20px", "dim"),
     ),
     "voice": "您的验证码是 {{ code|list|join(' ') }}，{{ minutes }} 分钟内有效。",
 }
@@ -210,7 +197,8 @@ _TEST: Final = {
         "zh-Hans",
         cell("这是来自 Flashduty 的测试消息", "padding:20px 24px 4px;font-weight:600")
         + fields(field("渠道", "{{ channel_name }}"), field("发送人", "{{ sender_name }}"), field("时间", "{{ date(sent_at) }}"))
-        + cell("收到本邮件说明渠道可用，无需处理。", "padding:4px 24px 20px", "dim"),
+        + cell("收到本邮件说明渠道可用，无需处理。", "padding:4px 24px 8px", "dim")
+        + cell(_SPAM, "padding:0 24px 20px", "dim"),
     ),
     "voice": "这是来自 Flashduty 的测试电话，无需处理。",
 }
