@@ -153,7 +153,7 @@ def _hushed(item: Target, quiet: Quiet, severity: str, now: datetime) -> Target:
 
 def quiet_words(quiet: Quiet) -> str:
     """Why something waits for the end of these quiet hours, as it is stored."""
-    return QUIET % {"name": f"{quiet.end:%H:%M} ({quiet.zone.key})"}
+    return QUIET % {"name": f"{quiet.end:%H:%M} {quiet.zone.key}"}
 
 
 def vendors(

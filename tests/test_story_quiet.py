@@ -17,7 +17,7 @@ def test_a_warning_waits_for_the_morning_and_the_mail_does_not(world):
     world.alert("disk is filling", "Warning")
     world.expect(("Lee", "email", "triggered"), at=0)
     story = explain.explain(world.incident(), world.now)
-    assert [told.reason for told in story.told if told.state == "queued"] == ["quiet hours until 07:00 (UTC)"] * 2
+    assert [told.reason for told in story.told if told.state == "queued"] == ["quiet hours until 07:00 UTC"] * 2
     assert any("quiet hours until 07:00" in line.text for line in story.happened)
     world.pass_time(hours=4)
     world.expect(("Lee", "app", "triggered"), at=MORNING)
@@ -62,7 +62,7 @@ def test_the_plan_ahead_says_who_will_not_be_woken(world):
     world.alert("disk is filling", "Warning")
     world.fresh()
     (planned,) = [item for item in explain.ahead(world.incident(), world.now) if item.what == "page"]
-    assert planned.text == "Layer 1, escalated: Kim (quiet hours until 07:00 (UTC))" and planned.who == ("Kim",)
+    assert planned.text == "Layer 1, escalated: Kim (quiet hours until 07:00 UTC)" and planned.who == ("Kim",)
     world.do("close")
 
 
@@ -71,7 +71,7 @@ def test_without_a_preference_they_hold_as_well(world):
     world.channel("sandbox_app")
     world.channel("sandbox_email")
     waits = {item.kind: (item.delay, item.reason) for item in addresses.reach([lee.pk], "Warning", world.now)[lee.pk]}
-    assert waits == {"sandbox_app": (MORNING, "quiet hours until 07:00 (UTC)"), "sandbox_email": (0, "")}
+    assert waits == {"sandbox_app": (MORNING, "quiet hours until 07:00 UTC"), "sandbox_email": (0, "")}
 
 
 def test_loops_of_the_night_are_one_message_in_the_morning(world):
