@@ -40,6 +40,19 @@ def decrypt(token: str) -> str:
         raise ValueError("This secret was encrypted with a key that is not in FLASHDUTY_ENCRYPTION_KEYS.") from None
 
 
+def renewed(token: str) -> str | None:
+    """The same secret under the newest key; None where it is under that one already. ValueError when no key opens it."""
+    keys = tuple(settings.ENCRYPTION_KEYS)
+    try:
+        _fernet(keys[:1]).decrypt(token.encode())
+        return None
+    except InvalidToken:
+        try:
+            return _fernet(keys).rotate(token.encode()).decode()
+        except InvalidToken:
+            raise ValueError("No key of FLASHDUTY_ENCRYPTION_KEYS opens this secret.") from None
+
+
 def fingerprint(secret: str) -> str:
     """A keyed hash (64 hex digits) to find a long random secret by, without storing it."""
     return hmac.new(b"flashduty.fingerprint", secret.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
