@@ -117,6 +117,14 @@ def button(words: str, address: str, primary: bool) -> str:
     )
 
 
+def pill(level: str) -> str:
+    """A severity's word on its colour; `level` is a Jinja expression. White on it is read in both modes, coloured words are not."""
+    return (
+        '<span style="display:inline-block;padding:1px 8px;border-radius:9px;font-size:12px;line-height:18px;font-weight:600;white-space:nowrap;'
+        f'color:#ffffff;background:{{{{ severity_color({level}) }}}}">{{{{ severity_name({level}) }}}}</span>'
+    )
+
+
 def _section(title: str, condition: str, rows: str) -> str:
     """A part of the report under a heading, a table of `rows`; left out where the Jinja condition does not hold."""
     return (
@@ -142,10 +150,6 @@ def _row(*cells: tuple[str, str]) -> str:
 
 _NARROW = "white-space:nowrap;width:1%;padding-right:14px"
 _LONG = "word-break:break-word;overflow-wrap:anywhere"
-_PILL = (
-    '<span style="display:inline-block;padding:1px 8px;border-radius:9px;font-size:12px;line-height:18px;font-weight:600;white-space:nowrap;'
-    'color:#ffffff;background:{{ severity_color(@level@) }}">{{ severity_name(@level@) }}</span>'
-)
 _MINUTE = '"%m-%d %H:%M"'
 
 _HEADLINE = cell(
@@ -154,7 +158,7 @@ _HEADLINE = cell(
     "padding:20px 24px 4px",
 )
 _COMMON = (
-    field("[[severity]]", _PILL.replace("@level@", "severity") + '{% if status == "Ok" %} ' + _PILL.replace("@level@", "status") + "{% endif %}"),
+    field("[[severity]]", pill("severity") + '{% if status == "Ok" %} ' + pill("status") + "{% endif %}"),
     field("[[workspace]]", "{{ workspace.name }}", "workspace.name"),
     field("[[since]]", "{{ date(start_time) }} ({{ ago(start_time) }})"),
     field("[[resource]]", '{{ join_alert_labels("resource")|truncate(300) }}', 'join_alert_labels("resource")'),
@@ -172,7 +176,7 @@ _ALERTS = _section(
     "alerts",
     "{% for alert in alerts %}\n"
     + _row(
-        ("ink:" + _NARROW, _PILL.replace("@level@", "alert.status or alert.severity")),
+        ("ink:" + _NARROW, pill("alert.status or alert.severity")),
         (
             "ink:" + _LONG,
             "{{ alert.title|truncate(160) }}"

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from templates_app.defaults.layout import button, cell, field, fields, mail, notice, report, report_text
+from templates_app.defaults.layout import button, cell, field, fields, mail, notice, pill, report, report_text
 
 _SUBJECT = "[#{{ num }}] {{ title }}"
 
@@ -167,7 +167,9 @@ _BUNDLE: Final = {
         "zh-Hans",
         cell("{{ incidents|length }} 个故障待处理", "padding:20px 24px 4px;font-weight:600")
         + cell(
-            "\n{% for i in incidents %}\n<div style=\"padding:4px 0\">{{ link('#' ~ i.num, i.url) }} {{ color_severity(i.severity) }} {{ i.title|truncate(60 if incidents|length > 10 else 160) }}"
+            '\n{% for i in incidents %}\n<div class="line" style="padding:5px 0">'
+            + pill("i.severity")
+            + " {{ link('#' ~ i.num, i.url) }} {{ i.title|truncate(60 if incidents|length > 10 else 160) }}"
             "{% if i.possible_repeat %}（可能重复）{% endif %}</div>\n{% endfor %}\n"
         )
         + cell("{% if left %}另有 {{ left }} 个，随后发送{% endif %}", "padding:4px 24px 20px", "dim"),
