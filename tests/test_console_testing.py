@@ -13,7 +13,7 @@ from django.urls import reverse
 
 import flashduty.urls  # noqa: F401  the console is loaded with them
 from channels_app import addresses, limits, transport
-from channels_app.models import Channel, ChannelHealth, Delivery
+from channels_app.models import Address, Channel, ChannelHealth, Delivery, Notification
 from flashduty.console import channels, rules, testing
 from flashduty.models import Classic, Hook, ImApp, ImBot, Play
 from mapping.clock import db_now
@@ -254,3 +254,26 @@ def test_a_month_that_runs_out_is_said_on_the_channel(desk: Desk):
     client.force_login(desk.manager)
     body = client.get(reverse("admin:flashduty_classic_change", args=[channel.pk])).content.decode()
     assert "85 of 100" in body and "More than 80 % are used" in body and f"/callback/{channel.callback_key}/" in body
+
+
+def test_a_delivery_shows_its_attempts_and_what_was_reported_afterwards(desk: Desk):
+    channel = Channel.objects.create(kind="twilio_voice", name="Calls", settings={})
+    now = db_now()
+    said = Notification.objects.create(event="triggered", is_page=True, severity="Critical", created_at=now)
+    place = Address.objects.create(channel=channel, target="+8613800138000")
+
+    def shown(state: str, **fields: Any) -> str:
+        row = Delivery.objects.create(
+            notification=said, channel=channel, address=place, member=desk.manager, state=state, is_page=True, created_at=now, not_before=now,
+            deadline_at=now, give_up_at=now, sent_at=now, **fields,
+        )  # fmt: skip
+        client = Client()
+        client.force_login(desk.administrator)
+        return client.get(reverse("admin:channels_app_delivery_change", args=[row.pk])).content.decode()
+
+    sent = [1, now.timestamp(), 0.2, "sent", "CA123"]
+    failed = shown("failed", reason="busy", log=[sent, [1, now.timestamp() + 20, 0, "failed", "busy"]])
+    assert "0.200 s · sent · CA123" in failed and "reported · failed · busy" in failed
+    assert "Why a call may not have reached the phone" in failed
+    picked_up = shown("delivered", log=[sent], delivered_at=now)
+    assert "reported · delivered" in picked_up and "Why a call may not" not in picked_up

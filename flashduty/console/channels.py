@@ -97,6 +97,8 @@ def about(style: type[transport.Transport]) -> str:
         words.append(_("plays it on the sandbox page; nothing leaves this installation"))
     elif style.format == "webhook":
         words.append(_("sends each event to an address of yours"))
+    elif style.group and not style.family:
+        words.append(_("hands messages on to one of many other services"))
     elif style.group:
         words.append(_("writes to group chats and to single persons") if style.personal else _("writes to a group chat"))
     elif style.family in ("voice", "sms", "email"):
@@ -316,7 +318,11 @@ def channel_form(kind: str) -> type[ChannelForm]:
         for plain, ours in _WIDGETS:
             if isinstance(field.widget, plain):
                 choices = getattr(field.widget, "choices", None)
-                field.widget = ours(attrs=field.widget.attrs)
+                # Django's ten lines are more than anything here needs at first; a field that wants so many can be pulled open.
+                attrs = field.widget.attrs | (
+                    {"rows": 4} if plain is forms.Textarea and str(field.widget.attrs.get("rows")) == "10" else {}
+                )
+                field.widget = ours(attrs=attrs)
                 if choices is not None:
                     field.widget.choices = choices
                 break
@@ -389,7 +395,8 @@ class ChannelAdmin(VisibleAdmin):
             share = ["weight", "regions"] if style.reach == "phone" else ["weight"]
             sets.append((gettext_lazy("Beside other vendors"), {"fields": [tuple(share)]}))
         sets.append((gettext_lazy("When it fails"), {"fields": after}))
-        sets.append((gettext_lazy("Limits and network"), {"fields": network}))
+        # Closed, as hardly anybody needs it; Django opens it where something in it is wrong.
+        sets.append((gettext_lazy("Limits and network"), {"fields": network, "classes": ["collapse"]}))
         if obj is not None:
             sets.append((gettext_lazy("State"), {"fields": ["health_words", "last_success"]}))
         return sets

@@ -118,21 +118,30 @@ class DeliveryAdmin(MachineAdmin):
     @display(description=gettext_lazy("address"))
     def shown_target(self, row: Delivery) -> str:
         target = row.address.target
-        if not target or target.startswith("member:"):
-            return target or "-"
+        if not target or target.startswith("member:"):  # the group itself, or the person's own place on the sandbox page
+            return "-"
         return target if shows_in_full(asking(), row.member_id) else mask(target)
 
     @display(description=gettext_lazy("took"))
     def took(self, row: Delivery) -> str:
         return f"{(row.sent_at - row.created_at).total_seconds():.1f} s" if row.sent_at else "-"
 
-    @display(description=gettext_lazy("one line an attempt"))
+    @display(description=gettext_lazy("attempts and reports"))
     def attempt_log(self, row: Delivery) -> str:
+        """A line for each attempt, and for what the provider reported afterwards."""
+        names = {str(value): str(label) for value, label in Delivery.State.choices}
         lines = []
         for number, started, seconds, result, text in row.log:
-            at = timezone.localtime(datetime.fromtimestamp(started, UTC)).strftime("%H:%M:%S")
-            lines.append(" · ".join(filter(None, [str(number), at, f"{seconds:.3f} s", str(result), str(text)])))
-        return format_html('<span style="white-space: pre-wrap">{}</span>', "\n".join(lines) or "-")
+            at = datetime.fromtimestamp(started, UTC)
+            # What took no time was no attempt of ours: somebody told us, or nobody did.
+            took = f"{seconds:.3f} s" if seconds else _("reported")
+            lines.append((at, [str(number), _second(at), took, names.get(str(result), str(result)), in_words(str(text))]))
+        told = {str(entry[3]) for entry in row.log}
+        for state, moment in (("delivered", row.delivered_at), ("answered", row.answered_at)):
+            if moment is not None and state not in told:
+                lines.append((moment, ["", _second(moment), _("reported"), names[state], ""]))
+        words = [" · ".join(filter(None, parts)) for _at, parts in sorted(lines, key=lambda line: line[0])]
+        return format_html('<span style="white-space: pre-wrap">{}</span>', "\n".join(words) or "-")
 
     def render_change_form(self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         obj = kwargs.get("obj")
@@ -155,6 +164,10 @@ class DeliveryAdmin(MachineAdmin):
         with transaction.atomic():
             done = outbox.cancel(topics, CANCELLED_BY % {"name": request.user}, db_now(), keep_forced=False)
         self.message_user(request, _("Cancelled: %(count)d.") % {"count": done}, messages.SUCCESS if done else messages.WARNING)
+
+
+def _second(moment: datetime) -> str:
+    return timezone.localtime(moment).strftime("%H:%M:%S")
 
 
 def _event_words(notification: Notification) -> str:

@@ -72,7 +72,7 @@ def group_kinds() -> list[str]:
 
 def person_choices() -> list[tuple[str, str]]:
     """By what a layer may reach its people: families, and within them the kinds of which there is a channel; the others would reach nobody."""
-    used = set(Channel.objects.exclude(status="deleted").values_list("kind", flat=True).distinct())
+    used = set(filter(addresses.is_for_people, Channel.objects.exclude(status="deleted").values_list("kind", flat=True).distinct()))
     several = {name for name in map(addresses.family, used) if sum(addresses.family(kind) == name for kind in used) > 1}
     known = transport.transports()
     return [

@@ -28,6 +28,8 @@
       answer.textContent = answer.dataset.lost;
     }
     button.disabled = false;
+    // The bar with the save buttons lies over the bottom of the page.
+    answer.scrollIntoView({ block: "center", behavior: "smooth" });
   }
   function add(button) {
     const field = document.getElementById(button.dataset.into);
