@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from email.utils import parseaddr
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
@@ -21,6 +22,7 @@ from django.utils.translation import gettext as _
 from channels_app import addresses, policy, transport
 from channels_app import numbers as numbers_of
 from channels_app.models import Channel, ChannelHealth
+from flashduty import mail_domain
 from mapping import voice_regions
 from mapping.crypto import EncryptedJSONField, EncryptedTextField, decrypt
 from mapping.models import ContactPoint, Installation, Member
@@ -155,6 +157,22 @@ def numbers(_now: datetime) -> Iterator[Finding]:
         )
 
 
+def mail_domains(_now: datetime) -> Iterator[Finding]:
+    """Receivers believe that mail of the sending domain is ours."""
+    asked = set()
+    for row in Channel.objects.filter(status="enabled", kind="email").order_by("name"):
+        sender, back = (
+            parseaddr(str(row.settings.get(name) or ""))[1].rpartition("@")[2].lower() for name in ("from_email", "envelope_from")
+        )
+        key = (sender, back or sender, str(row.settings.get("host") or ""), str(row.settings.get("dkim_selector") or ""))
+        if key in asked or not is_public(f"https://{sender}/"):
+            continue
+        asked.add(key)
+        found = mail_domain.problems(sender, envelope=key[1], relay=key[2], selector=key[3], dns_=mail_domain.Dns())
+        for problem in found:
+            yield Finding("warning", _("E-mail channel “%(name)s”: %(what)s") % {"name": row.name, "what": problem.what}, problem.fix)
+
+
 def people(now: datetime) -> Iterator[Finding]:
     """Everybody who may be paged has a verified way for Critical, and one that rings."""
     members = dict(Member.objects.filter(is_active=True).exclude(role=Role.VIEWER).order_by("name").values_list("pk", "name"))
@@ -250,7 +268,7 @@ def secrets(_now: datetime) -> Iterator[Finding]:
                 )
 
 
-CHECKS: list[Check] = [base_url, callbacks, channels, broken, numbers, people, catch_all, regions, programs, secrets]
+CHECKS: list[Check] = [base_url, callbacks, channels, broken, numbers, mail_domains, people, catch_all, regions, programs, secrets]
 
 
 # ---- what several of them ask --------------------------------------------------------------------------------------------------------
