@@ -77,6 +77,9 @@ class Dns:
 def problems(domain: str, *, envelope: str, relay: str, selector: str, dns_: Dns) -> Iterator[Problem]:
     """What is wrong with the domain of the sender; `envelope` is the domain of the Return-Path, `relay` the SMTP server's name."""
     try:
+        top = domain.rpartition(".")[2]
+        if not dns_.ask(top, "NS"):  # it would deny the records of everybody
+            raise NoAnswer(_("the name server does not know .%(top)s, so it serves this network only") % {"top": top})
         known = _public(relay, dns_)
         found = [*_spf(envelope, known, relay, dns_)]
         if selector:

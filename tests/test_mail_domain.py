@@ -29,7 +29,7 @@ def keys():
 
 
 def look(zone, *, domain="example.com", envelope="", selector="", relay="relay.example.net") -> list[tuple[str, str]]:
-    with Names(zone) as names:
+    with Names({"com": {"NS": ["a.gtld-servers.net."]}, **zone}) as names:
         found = mail_domain.problems(
             domain, envelope=envelope or domain, relay=relay, selector=selector, dns_=mail_domain.Dns(names.resolver)
         )
@@ -178,6 +178,11 @@ def test_dns_that_does_not_answer_is_said_so(broken, name, monkeypatch):
     assert time.monotonic() - began < 3
 
 
+def test_a_name_server_of_this_network_only_says_nothing_of_the_world():
+    ((what, _fix),) = look({"com": {"TXT": []}})
+    assert "could not be checked" in what and "does not know .com" in what
+
+
 def test_a_machine_without_a_name_server(monkeypatch):
     def none():
         raise dns.resolver.NoResolverConfiguration
@@ -202,7 +207,8 @@ def test_the_doctor_looks_once_at_each_sender(monkeypatch):
     Channel.objects.create(kind="email", name="Mail again", settings=base)
     Channel.objects.create(kind="email", name="At home", settings={"host": "mail", "from_email": "oncall@corp.internal"})
     Channel.objects.create(kind="email", name="Off", settings=base, status="disabled")
-    with Names({"example.com": {"TXT": ["v=spf1 ip4:8.8.4.4 -all"]}, **RELAY}) as names:
+    zone = {"com": {"NS": ["a.gtld-servers.net."]}, "example.com": {"TXT": ["v=spf1 ip4:8.8.4.4 -all"]}}
+    with Names({**zone, **RELAY}) as names:
         ours = names.resolver
         monkeypatch.setattr(dns.resolver, "Resolver", lambda: ours)
         (finding,) = doctor.mail_domains(db_now())

@@ -98,6 +98,13 @@ def test_a_bounced_address_says_so(lee, client):
     assert "Messages came back" in text and "550 no such user" in text
 
 
+def test_a_mail_that_waits_for_its_code_says_where_to_look(lee, client):
+    Channel.objects.create(kind="sandbox_email", name="mail")
+    mail = ContactPoint.objects.create(member=lee, kind="email", value="a@example.com")
+    assert "mark it as “not spam”" not in client.get("/me/").content.decode()
+    assert "mark it as “not spam”" in do(client, "point_code", point=mail.pk)
+
+
 def test_the_first_one_is_chosen(lee, client):
     now = db_now()
     first, second = (
