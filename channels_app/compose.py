@@ -188,7 +188,7 @@ def bundled(everybody: Sequence[Claimed], now: datetime) -> tuple[Rendered, int]
     return render_bundle(
         incidents, kind=first.channel.kind, fmt=style.format, language=first.language, limit=room, max_chars=style.max_chars,
         time_zone=first.member.time_zone if first.member else "UTC", default=style.default_texts or None, recipient=first.reader,
-        now=now.timestamp(),
+        now=now.timestamp(), holds=first.channel.transport.holds if first.channel.transport is not None else None,
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from channels_app.http import DeliveryError, Http
 
 __all__ = [
     "Callback", "Command", "DeliveryError", "Format", "Heard", "Http", "JsonField", "Limit", "Message", "NumbersField", "Polls", "Reach", "Receipt", "Receives",
-    "Settings", "Suggests", "Transport", "Update", "Updates", "get", "number_for", "parse_numbers", "transports",
+    "Settings", "Suggests", "Transport", "Update", "Updates", "as_many", "get", "number_for", "parse_numbers", "transports",
 ]  # fmt: skip
 
 Reach = Literal["member", "phone", "email", "device", "account", "group"]
@@ -150,6 +150,17 @@ def number_for(numbers: Mapping[str, Sequence[str]], to: str) -> str:
     return next(iter([*numbers.get(region or "", ()), *numbers.get("", ())]), "")
 
 
+def as_many(mentions: Sequence[str], room: int) -> tuple[list[str], list[str]]:
+    """(the first of the mentions that fit `room` characters with a space between, the others). What calls people must never push an incident
+    out of a message that names several: the room for it is kept beside `max_chars`."""
+    used = -1
+    for position, mention in enumerate(mentions):
+        used += 1 + len(mention)
+        if used > room:
+            return list(mentions[:position]), list(mentions[position:])
+    return list(mentions), []
+
+
 class NumbersField(forms.CharField):
     """The setting `numbers`: see parse_numbers."""
 
@@ -200,7 +211,9 @@ class Transport:
     fallback_kinds: ClassVar[tuple[str, ...]] = ()  # tried for the same person when this one fails
     default_texts: ClassVar[Mapping[str, Any]] = {}  # own texts instead of the format's, keyed as in templates_app
     suggested: ClassVar[str] = ""  # the setting, addresses one a line, that takes what `suggest` finds
-    asks_each: ClassVar[bool] = True  # where it `Polls`: about each message. False: what there is to hear comes all at once, whoever is asked about
+    asks_each: ClassVar[bool] = (
+        True  # where it `Polls`: about each message. False: what there is to hear comes all at once, whoever is asked about
+    )
     demo: ClassVar[bool] = False  # plays inside the product: nothing leaves the house
     secret: ClassVar[frozenset[str]] = frozenset()  # settings that are write-only in forms and cut from every error
     Settings: ClassVar[type[Settings]] = Settings
@@ -214,6 +227,11 @@ class Transport:
     def send(self, message: Message, address: str) -> Receipt:
         """Hand `message` to the provider for `address`; what is not accepted raises DeliveryError, success is never guessed."""
         raise NotImplementedError
+
+    def holds(self, text: str) -> bool:
+        """Whether a text that names several incidents goes out whole. For providers that count in another way than `max_bytes` and `max_chars`
+        (parts of an SMS, bytes of JSON): what were cut off, its incidents would be recorded as told."""
+        return True
 
     @classmethod
     def targets(cls, settings: Mapping[str, Any]) -> Sequence[str]:

@@ -113,6 +113,9 @@ class Discord(Transport):
     secret = frozenset({"url"})
     Settings = Settings
 
+    def holds(self, text: str) -> bool:
+        return _units(text) <= self.max_chars  # Discord counts emoji as two
+
     def send(self, message: Message, address: str) -> Receipt:
         body, detail = compose(message)
         reply = self._post(body)

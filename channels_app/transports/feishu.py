@@ -19,6 +19,7 @@ from channels_app import http, transport
 from channels_app.transport import DeliveryError, Limit, Message, Receipt, Transport
 
 MAX_BODY = 20_000  # the provider's 20 KB, in the smaller reading
+MAX_NAMES = 1_000  # characters of those who are mentioned, so that they never push an incident out of a bundle
 HOSTS = ("feishu.cn", "larksuite.com", "larkoffice.com")
 _PATH = re.compile(r"/open-apis/bot/v2/hook/[A-Za-z0-9_-]{8,}/?")
 _ID = re.compile(r"all|[A-Za-z0-9_\-]{1,80}")
@@ -106,6 +107,9 @@ class Feishu(Transport):
     secret = frozenset({"url", "secret"})
     Settings = Settings
 
+    def holds(self, text: str) -> bool:
+        return _size(text) <= self.max_bytes  # backslashes and quotes take two bytes in JSON
+
     def send(self, message: Message, address: str) -> Receipt:
         body, detail = self.compose(message)
         try:
@@ -137,7 +141,7 @@ class Feishu(Transport):
 
     def compose(self, message: Message, most: int = MAX_BODY) -> tuple[dict[str, Any], str]:
         """The request's body of at most `most` bytes, unsigned, and one line on what could not be kept ("" if all was)."""
-        mentions = [name for name in message.mentions if _ID.fullmatch(name)]
+        mentions, more = transport.as_many([name for name in message.mentions if _ID.fullmatch(name)], MAX_NAMES)
         unknown = [name for name in message.mentions if not _ID.fullmatch(name)]
         with translation.override(message.language):
             tail = "".join(f"<at id={name}></at>" for name in mentions)
@@ -161,6 +165,8 @@ class Feishu(Transport):
                 text, is_cut = cut(text, room - _size(keyword) - 60) + "\n" + _("… shortened"), True
         card["elements"][0]["text"]["content"] = f"{text}\n{tail}" if tail else text  # type: ignore[index]
         detail = _("shortened to %(size)s bytes") % {"size": f"{most:,}"} if is_cut else ""
+        if more:
+            detail = "; ".join(filter(None, [detail, _("not mentioned: %(names)s") % {"names": ", ".join(more)}]))
         if unknown:
             detail = "; ".join(filter(None, [detail, _("not mentioned (no Feishu id): %(names)s") % {"names": ", ".join(unknown)}]))
         return {"msg_type": "interactive", "card": card}, detail

@@ -114,7 +114,8 @@ class GoogleChat(Transport):
 
     def compose(self, message: Message) -> tuple[str, str]:
         """The text within 4,096 characters, and one line on what could not be kept ("" if all was)."""
-        mentions = [f"<users/{name.removeprefix('users/')}>" for name in message.mentions if _USER.fullmatch(name)]
+        named = [f"<users/{name.removeprefix('users/')}>" for name in message.mentions if _USER.fullmatch(name)]
+        mentions, more = transport.as_many(named, MAX_TEXT - self.max_chars - 1)
         unknown = [name for name in message.mentions if not _USER.fullmatch(name)]
         text, detail = message.text, ""
         with translation.override(message.language):
@@ -124,6 +125,8 @@ class GoogleChat(Transport):
                 text = cut(text, MAX_TEXT - len(rest) - len(tail)) + rest
         if text != message.text:
             detail = _("shortened to 4,096 characters")
+        if more:
+            detail = "; ".join(filter(None, [detail, _("not mentioned: %(names)s") % {"names": ", ".join(more)}]))
         if unknown:
             names = _("not mentioned (no Google Chat user id): %(names)s") % {"names": ", ".join(unknown)}
             detail = "; ".join(filter(None, [detail, names]))

@@ -89,7 +89,8 @@ class Mattermost(Transport):
 
     def compose(self, message: Message) -> tuple[str, str]:
         """The text within one post, and one line on what could not be kept ("" if all was)."""
-        mentions = [f"@{name.removeprefix('@').lower()}" for name in message.mentions if _USER.fullmatch(name)]
+        named = [f"@{name.removeprefix('@').lower()}" for name in message.mentions if _USER.fullmatch(name)]
+        mentions, more = transport.as_many(named, MAX_TEXT - self.max_chars - 2)
         unknown = [name for name in message.mentions if not _USER.fullmatch(name)]
         text, detail = message.text, ""
         with translation.override(message.language):
@@ -99,6 +100,8 @@ class Mattermost(Transport):
                 text = cut(text, MAX_TEXT - len(rest) - len(tail)) + rest
         if text != message.text:
             detail = _("shortened to 16,383 characters")
+        if more:
+            detail = "; ".join(filter(None, [detail, _("not mentioned: %(names)s") % {"names": ", ".join(more)}]))
         if unknown:
             names = _("not mentioned (no Mattermost user name): %(names)s") % {"names": ", ".join(unknown)}
             detail = "; ".join(filter(None, [detail, names]))

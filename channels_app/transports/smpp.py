@@ -221,6 +221,9 @@ class Smpp(Transport):
         super().__init__(settings, http, callback_url)
         self.outcomes = Outcomes(f"smpp {settings['host']}:{settings['port']} {settings['system_id']}")
 
+    def holds(self, text: str) -> bool:
+        return sms.segments(sms.simplify(text)).count <= int(self.settings.get("most_parts") or 6)
+
     @classmethod
     def measure(cls, text: str) -> str:
         return sms.measure(sms.simplify(text))

@@ -221,6 +221,9 @@ class SmsHttp(Transport):
     secret = frozenset({"password", "headers"})
     Settings = Settings
 
+    def holds(self, text: str) -> bool:
+        return sms.segments(sms.simplify(text)).count <= int(self.settings.get("most_parts") or 6)
+
     @classmethod
     def measure(cls, text: str) -> str:
         return sms.measure(sms.simplify(text))

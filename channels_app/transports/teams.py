@@ -18,6 +18,9 @@ from channels_app import http, transport
 from channels_app.transport import DeliveryError, Limit, Message, Receipt, Transport
 
 MAX_BODY = 26_000  # Teams drops cards above "approximately 28 KB"; how its gateway counts is not said
+MAX_NAMES = (
+    1_000  # characters of those who are mentioned: each stands five times in the card, which must not push an incident out of a bundle
+)
 RATE_WAIT = 30.0  # seconds after a 429 that names none
 _PATH = re.compile(r".*/workflows/[A-Za-z0-9]+/triggers/[^/]+/paths/invoke/?")
 _PERSON = re.compile(r"[^\s@<>&]{1,64}@[^\s@<>&]{1,190}|[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
@@ -98,6 +101,9 @@ class Teams(Transport):
     secret = frozenset({"url"})
     Settings = Settings
 
+    def holds(self, text: str) -> bool:
+        return _size(text) <= self.max_bytes  # the backslashes of its escapes take two bytes each in JSON
+
     def send(self, message: Message, address: str) -> Receipt:
         body, detail = self.compose(message)
         answer = self.http.post(self.settings["url"], json=body, status_only=True)
@@ -107,7 +113,7 @@ class Teams(Transport):
 
     def compose(self, message: Message) -> tuple[dict[str, Any], str]:
         """The request's body within MAX_BODY bytes, and one line on what could not be kept ("" if all was)."""
-        mentions = [name for name in message.mentions if _PERSON.fullmatch(name)]
+        mentions, more = transport.as_many([name for name in message.mentions if _PERSON.fullmatch(name)], MAX_NAMES)
         unknown = [name for name in message.mentions if not _PERSON.fullmatch(name)]
         with translation.override(message.language):
             elements: list[dict[str, Any]] = []
@@ -142,6 +148,8 @@ class Teams(Transport):
                 text = cut(text, room - 60) + "\n\n" + _("… shortened")
         text_block["text"] = text or " "
         detail = "" if text == message.text else _("shortened to 28 KB")
+        if more:
+            detail = "; ".join(filter(None, [detail, _("not mentioned: %(names)s") % {"names": ", ".join(more)}]))
         if unknown:
             names = _("not mentioned (neither a user name nor an Entra id): %(names)s") % {"names": ", ".join(unknown)}
             detail = "; ".join(filter(None, [detail, names]))

@@ -356,6 +356,9 @@ class TwilioSms(Twilio):
             else Receipt(receipt.message_id, detail=_("shortened to %(count)d parts") % {"count": sms.segments(body).count})
         )
 
+    def holds(self, text: str) -> bool:
+        return sms.segments(sms.simplify(text)).count <= int(self.settings.get("most_parts") or MOST_PARTS)
+
     @classmethod
     def measure(cls, text: str) -> str:
         return sms.measure(sms.simplify(text))

@@ -139,7 +139,8 @@ def _judge(answer: http.Answer) -> None:
 
 def compose(message: Message, room: int = TEXT, markdown: bool = True) -> tuple[dict[str, Any], str]:
     """The body in the format "full" with a text of at most `room` characters, and one line on what could not be kept."""
-    mentions = [mention for name in message.mentions if (mention := _mention(name))][:20] if markdown else []
+    named = [mention for name in message.mentions if (mention := _mention(name))] if markdown else []
+    mentions, more = transport.as_many(named, TEXT - Zoom.max_chars - 1)
     unknown = [name for name in message.mentions if not _mention(name)]
     title = " ".join((message.subject or message.title).split()).replace("<", "‹").replace(">", "›")
     detail = ""
@@ -153,6 +154,8 @@ def compose(message: Message, room: int = TEXT, markdown: bool = True) -> tuple[
         if markdown:
             items[0]["is_markdown_support"] = True
         items += [{"type": "message", "text": label, "link": url} for label, url in _links(message)]
+        if more:
+            detail = "; ".join(filter(None, [detail, _("not mentioned: %(names)s") % {"names": ", ".join(more)}]))
         if unknown:
             detail = "; ".join(filter(None, [detail, _("not mentioned (no Zoom user id): %(names)s") % {"names": ", ".join(unknown)}]))
     content: dict[str, Any] = {"settings": {"default_sidebar_color": _colour(message)}, "body": items}
