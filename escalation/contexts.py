@@ -33,6 +33,9 @@ CROSS JOIN LATERAL (SELECT * FROM channels_app_delivery WHERE topic = i.id ORDER
 JOIN channels_app_channel c ON c.id = d.channel_id JOIN channels_app_address a ON a.id = d.address_id
 LEFT JOIN mapping_member m ON m.id = d.member_id ORDER BY d.id DESC"""
 
+# By channel: whether it sends e-mail. A channel's kind never changes, so a process asks once.
+_mail: dict[int, bool] = {}
+
 
 class Contexts:
     """What texts may say about the incidents of a batch, read in two queries for all that are looked up together."""
@@ -42,7 +45,6 @@ class Contexts:
         self.responders: dict[int, list[Responder]] = {}
         self.timelines: dict[int, list[events.Happened]] = {}
         self.told: dict[int, list[events.Told]] = {}
-        self._mail: dict[int, bool] = {}  # by channel: whether it sends e-mail
 
     def look(self, incident_ids: Iterable[int]) -> None:
         """Reads what is not known yet of these incidents."""
@@ -65,10 +67,9 @@ class Contexts:
     def mails(self, to: Sequence[outbox.To]) -> bool:
         """Whether any of these is told by e-mail."""
         channels = {one.channel_id for one in to}
-        if channels - self._mail.keys():
-            kinds = dict(Channel.objects.values_list("id", "kind"))
-            self._mail |= {pk: addresses.family(kinds.get(pk, "")) == "email" for pk in channels | kinds.keys()}
-        return any(self._mail[pk] for pk in channels)
+        if channels - _mail.keys():
+            _mail.update({pk: addresses.family(kind) == "email" for pk, kind in Channel.objects.values_list("id", "kind")})
+        return any(_mail.get(pk, False) for pk in channels)
 
     def recall(self, incident_ids: Iterable[int]) -> None:
         """Reads what happened to these incidents and who was told of them, for the pages of this batch that are mails."""

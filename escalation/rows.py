@@ -21,10 +21,15 @@ def _shape(model: type[models.Model]) -> tuple[str, list[str], frozenset[int]]:
 
 def read(model: type[M], rest: str, values: Sequence[Any]) -> list[M]:
     """`SELECT <all columns of t> <rest>` as instances; `rest` begins with FROM and calls the model's table `t`. Not for encrypted fields."""
+    return [row for row, _also in read_also(model, "NULL", rest, values)]
+
+
+def read_also(model: type[M], also: str, rest: str, values: Sequence[Any]) -> list[tuple[M, Any]]:
+    """As `read`, each row with the value of one more expression."""
     columns, names, in_json = _shape(model)
     with planned_once() as cursor:
-        cursor.execute(f"SELECT {columns} {rest}", values)
+        cursor.execute(f"SELECT {columns}, {also} {rest}", values)
         return [
-            model.from_db("default", names, [json.loads(v) if n in in_json and v is not None else v for n, v in enumerate(row)])
-            for row in cursor.fetchall()
+            (model.from_db("default", names, [json.loads(v) if n in in_json and v is not None else v for n, v in enumerate(row)]), more)
+            for *row, more in cursor.fetchall()
         ]
