@@ -23,7 +23,7 @@ if not OLDEST <= sys.version_info[:2] <= NEWEST:
 
 import fcntl
 import hashlib
-import importlib.util
+import importlib
 import json
 import os
 import pathlib
@@ -91,7 +91,9 @@ def make_venv(venv, python):
     version = version_of(python)
     if version is None:
         for module in ("venv", "ensurepip"):
-            if importlib.util.find_spec(module) is None:
+            try:
+                importlib.import_module(module)  # one that is there and broken is of no more use than none
+            except ImportError:
                 package = f"python{sys.version_info[0]}.{sys.version_info[1]}-venv"
                 give_up(
                     f"{sys.executable} comes without {module}, which makes the virtualenv: on Debian and Ubuntu, `apt-get install {package}`."

@@ -321,12 +321,19 @@ def welcome(demo: dict) -> str:
     )
 
 
+def listening(host: str, port: int) -> tuple[socket.AddressFamily, tuple]:
+    """Where to listen when `host` is asked for: the web server takes numbers only. Of a name (localhost) the IPv4 address, if it has one."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (socket.gaierror, UnicodeError):
+        raise Wrong(f"HOST={host} is not an address of this machine.") from None
+    family, _, _, _, address = min(found, key=lambda item: item[0] != socket.AF_INET)
+    return family, address
+
+
 def check_port(where: Where) -> None:
     """Raises Wrong unless the web server will be able to listen there."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except (socket.gaierror, UnicodeError):
-        raise Wrong(f"HOST={where.host} is not an address of this machine.") from None
+    family, address = listening(where.host, where.port)
     with socket.socket(family, socket.SOCK_STREAM) as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -429,7 +436,8 @@ def child(where: Where, *, again: bool) -> NoReturn:
         except ImproperlyConfigured as e:
             raise Wrong(str(e)) from None
         connection.close()
-    os.execv(sys.executable, [sys.executable, "-m", "flashduty.supervisor", "--host", where.host, "--port", str(where.port)])
+    address = listening(where.host, where.port)[1][0]
+    os.execv(sys.executable, [sys.executable, "-m", "flashduty.supervisor", "--host", address, "--port", str(where.port)])
 
 
 def _check_database() -> None:
@@ -499,7 +507,7 @@ def main(arguments: list[str]) -> int:
         host, port, data = arguments[1:4] if role else arguments[:3]
         if not port.isdigit() or not 0 < int(port) < 65536:
             raise Wrong(f"PORT={port} is not a port number: it must be from 1 to 65535.")
-        where = Where(host, int(port), pathlib.Path(os.path.abspath(data)))
+        where = Where(host.removeprefix("[").removesuffix("]"), int(port), pathlib.Path(os.path.abspath(data)))
         if role == "--child":
             child(where, again="again" in arguments[4:])
         return Run(where).main()

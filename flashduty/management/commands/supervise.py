@@ -5,7 +5,9 @@ import sys
 from typing import Any
 
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from flashduty import run
 
 
 class Command(BaseCommand):
@@ -18,7 +20,11 @@ class Command(BaseCommand):
         parser.add_argument("--no-web", action="store_true", help="workers only")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        command = [sys.executable, "-m", "flashduty.supervisor", "--host", options["host"], "--port", str(options["port"])]
+        try:
+            address = run.listening(options["host"], options["port"])[1][0]
+        except run.Wrong as wrong:
+            raise CommandError(str(wrong)) from None
+        command = [sys.executable, "-m", "flashduty.supervisor", "--host", address, "--port", str(options["port"])]
         # The same process, without all that manage.py has loaded: the supervisor needs none of it.
         os.chdir(settings.BASE_DIR)
         os.execv(sys.executable, [*command, *(["--no-web"] if options["no_web"] else [])])

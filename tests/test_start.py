@@ -1,0 +1,54 @@
+"""What `make run` says where it cannot start: one sentence, and an exit code that is not 0."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from flashduty import run
+
+TREE = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize("module", ["venv", "ensurepip"])
+def test_a_python_that_cannot_make_a_virtualenv_says_what_to_install(tmp_path, module):
+    (tmp_path / f"{module}.py").write_text("raise ImportError('not on this machine')")
+    done = subprocess.run(
+        [sys.executable, "flashduty/bootstrap.py", str(tmp_path / "made")], cwd=TREE, capture_output=True, text=True, check=False,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 1 and not (tmp_path / "made").exists()
+    said = done.stderr.strip().splitlines()
+    assert len(said) == 1 and f"comes without {module}" in said[0] and "apt-get install python3." in said[0]
+
+
+@pytest.mark.parametrize(
+    ("host", "listens", "opens"),
+    [("localhost", "127.0.0.1", "http://localhost:8041"), ("::1", "::1", "http://[::1]:8041"), ("127.0.0.1", "127.0.0.1", "http://127.0.0.1:8041")],
+)  # fmt: skip
+def test_a_host_is_a_number_to_the_web_server_and_what_was_typed_to_people(tmp_path, host, listens, opens):
+    assert run.listening(host, 8041)[1][0] == listens
+    assert run.Where(host, 8041, tmp_path).base_url == opens
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_a_host_that_means_all_is_opened_at_an_address_that_leads_here(tmp_path, host):
+    where = run.Where(host, 8041, tmp_path)
+    assert host not in where.base_url and run.listening(host, 8041)[1][0] == host
+    assert where.probe_url in ("http://127.0.0.1:8041/readyz", "http://[::1]:8041/readyz")
+
+
+@pytest.mark.parametrize("host", ["nowhere.invalid", "", "192.0.2.250"])
+def test_a_host_that_is_not_ours_is_refused_in_one_sentence(tmp_path, host):
+    with pytest.raises(run.Wrong, match=f"^HOST={host} is not an address of this machine"):
+        run.check_port(run.Where(host, 8041, tmp_path))
+
+
+def test_a_port_that_is_taken_is_refused_by_name_too(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(run.Wrong, match=f"^Port {port} on localhost is taken"):
+            run.check_port(run.Where("localhost", port, tmp_path))
