@@ -456,7 +456,7 @@ def is_public(url: str) -> bool:
 
 def _host_port(text: str) -> bool:
     host, colon, port = text.strip().rpartition(":")
-    return bool(colon and host and port.isdigit() and 0 < int(port) < 65536 and "/" not in host and "@" not in host)
+    return bool(colon and host and re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65536 and "/" not in host and "@" not in host)
 
 
 def _hidden_in_url(url: str) -> list[str]:

@@ -387,6 +387,7 @@ def test_a_proxy_that_refuses_is_our_network(ca):
 
 def test_settings_are_checked():
     assert Http.check("http://proxy.example:3128", "", ["10.0.0.5:8443", "relay:25"]) == {}
+    assert all(set(Http.check(allowed_hosts=[host])) == {"allowed_hosts"} for host in ("a:²", "a:٣", "a:", ":1", "a:99999", "a:-1"))
     wrong = Http.check("socks5://proxy.example", "no certificate", ["10.0.0.5", "http://x:1"])
     assert sorted(wrong) == ["allowed_hosts", "ca_bundle", "proxy"]
     assert refused(

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from django import forms
 from django.core.exceptions import ImproperlyConfigured
 
 from channels_app import http, transport
@@ -54,7 +55,23 @@ def test_a_transport_declares_what_it_is(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_bad_settings_are_sentences_and_not_exceptions(kind):
     cls = get(kind)
-    for junk in ("", "\x00", "中" * 5000, -1, [], {}, None, True):
+    for junk in (
+        "",
+        "\x00",
+        "中" * 5000,
+        "²",
+        "１２",
+        " x\r\ny: 1",
+        "\ud800",
+        "https://[::1",
+        "https://a:²/b",
+        "[" * 5000,
+        -1,
+        [],
+        {},
+        None,
+        True,
+    ):
         errors = cls.check(dict.fromkeys(cls.Settings.base_fields, junk))
         assert all(isinstance(line, str) and line for lines in errors.values() for line in lines)
     required = {name for name, field in cls.Settings.base_fields.items() if field.required}
@@ -297,3 +314,11 @@ def test_a_file_that_cannot_be_imported_stops_the_program(aviary):
     (aviary / "pigeon.py").write_text("import nothing_of_that_name")
     with pytest.raises(ModuleNotFoundError):
         transports()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pattern_is_of_the_whole_setting(kind):
+    """Django's RegexField searches, and keeps line breaks: a header's end would get through it."""
+    for name, field in get(kind).Settings.base_fields.items():
+        if isinstance(field, forms.RegexField):
+            assert field.regex.pattern.startswith(r"\A") and field.regex.pattern.endswith(r"\Z") and field.strip, name

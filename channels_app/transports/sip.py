@@ -108,7 +108,7 @@ class Settings(transport.Settings):
         help_text=gettext_lazy("How the trunk wants the number that is called."),
     )
     dial_prefix = forms.RegexField(
-        r"^[0-9*#]{0,6}$", label=gettext_lazy("prefix"), required=False, help_text=gettext_lazy("Dialled before the number, such as 9 for an outside line.")
+        r"\A[0-9*#]{0,6}\Z", strip=True, label=gettext_lazy("prefix"), required=False, help_text=gettext_lazy("Dialled before the number, such as 9 for an outside line.")
     )  # fmt: skip
     ring_seconds = forms.IntegerField(
         label=gettext_lazy("seconds to ring"), required=False, min_value=10, max_value=120,
@@ -120,8 +120,8 @@ class Settings(transport.Settings):
         max_length=45,
         help_text=gettext_lazy("Only behind NAT, if the trunk does not find out by itself: the address it sees us from."),
     )  # fmt: skip
-    voice_zh = forms.RegexField(r"^[a-z0-9][A-Za-z0-9+-]{0,39}$", label=gettext_lazy("Chinese voice"), required=False, help_text=gettext_lazy("A voice of espeak-ng. Default: cmn."))  # fmt: skip
-    voice_en = forms.RegexField(r"^[a-z0-9][A-Za-z0-9+-]{0,39}$", label=gettext_lazy("English voice"), required=False, help_text=gettext_lazy("A voice of espeak-ng. Default: en-us."))  # fmt: skip
+    voice_zh = forms.RegexField(r"\A[a-z0-9][A-Za-z0-9+-]{0,39}\Z", strip=True, label=gettext_lazy("Chinese voice"), required=False, help_text=gettext_lazy("A voice of espeak-ng. Default: cmn."))  # fmt: skip
+    voice_en = forms.RegexField(r"\A[a-z0-9][A-Za-z0-9+-]{0,39}\Z", strip=True, label=gettext_lazy("English voice"), required=False, help_text=gettext_lazy("A voice of espeak-ng. Default: en-us."))  # fmt: skip
     speed = forms.IntegerField(
         label=gettext_lazy("words a minute"), required=False, min_value=80, max_value=300, help_text=gettext_lazy("Default: 150.")
     )  # fmt: skip

@@ -421,6 +421,8 @@ def _strings(part: Any) -> list[str]:
 def _wrong(pattern: str) -> str:
     try:
         _compiled(pattern)
+    except UnicodeError:
+        return _("it has characters that do not exist")
     except re2.error as error:
         said = error.args[0] if error.args else error
         return said.decode("utf-8", "replace") if isinstance(said, bytes) else str(said)

@@ -214,13 +214,15 @@ class _Settings(approved.Settings):
         label=gettext_lazy("SecretKey"), max_length=128, help_text=gettext_lazy("Shown once, when the key is made.")
     )
     app_id = forms.RegexField(
-        r"[0-9]{6,20}",
+        r"\A[0-9]{6,20}\Z",  # Django searches
+        strip=True,
         label=gettext_lazy("SdkAppId"),
         error_messages={"invalid": gettext_lazy("Enter the digits alone, such as 1400006666.")},
         help_text=gettext_lazy("Of the application in the service's console, such as 1400006666; not the account's APPID."),
     )
     region = forms.RegexField(
-        r"[a-z]{2}(-[a-z0-9]+)+",
+        r"\A[a-z]{2}(-[a-z0-9]+)+\Z",
+        strip=True,
         label=gettext_lazy("region"),
         required=False,
         initial="ap-guangzhou",

@@ -28,6 +28,7 @@ from unfold.widgets import (
 )  # fmt: skip
 
 from channels_app import addresses, limits, transport
+from channels_app.http import Http
 from channels_app.models import Channel, ChannelHealth, Delivery
 from flashduty.console import testing
 from flashduty.console.base import (
@@ -263,8 +264,7 @@ class ChannelForm(VisibleForm):
     def clean_allowed_hosts(self) -> list[str]:
         hosts = self.cleaned_data["allowed_hosts"]
         for host in hosts:
-            name, colon, port = host.rpartition(":")
-            if not (name and colon and port.isdigit() and 0 < int(port) < 65536):
+            if Http.check(allowed_hosts=[host]):
                 raise ValidationError(_("“%(host)s” must be written as host:port, such as 10.0.0.5:8443.") % {"host": host})
         return hosts
 
