@@ -25,7 +25,7 @@ from mapping.models import ContactPoint, Member, Throttle
 from mapping.visibility import Role
 from templates_app.events import build_test
 
-MOST: Final = 10  # tests of one member
+MOST: Final = 20  # tests of one member
 WINDOW: Final = timedelta(minutes=5)
 MOST_CHATS: Final = 5  # of one channel in one test
 PATIENCE: Final = 10.0  # seconds; after these no further chat is begun

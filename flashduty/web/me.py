@@ -380,7 +380,7 @@ def _page(request: HttpRequest, member: Member, now: datetime, **shown: Any) -> 
         "point_kinds": ContactPoint.Kind.choices,
         "suggest_email": "" if any(point.value.lower() == member.email.lower() for point in points) else member.email,
         "numbers": [numbers.shown(number) for number in numbers.calling([member.pk])[member.pk]],
-        "accounts": [(account, account.channel.owner_id is not None, _label(account.channel.kind)) for account in linked],
+        "accounts": [(account, account.channel.owner_id is not None, addresses.label(account.channel.kind)) for account in linked],
         "waiting_accounts": set(waiting.filter(account__in=linked).values_list("account_id", flat=True)),
         "bots": bots,
         "searchable": [bot for bot in bots if hasattr(transports()[bot.kind], "suggest")],
@@ -438,29 +438,21 @@ def _choices(member: Member) -> list[tuple[str, str]]:
     families: dict[str, dict[str, list[Channel]]] = {}
     for channel in _usable(member):
         families.setdefault(addresses.family(channel.kind), {}).setdefault(channel.kind, []).append(channel)
-    order = [*wishes.FAMILIES, *sorted(families.keys() - wishes.FAMILIES.keys())]
+    order = [*addresses.FAMILIES, *sorted(families.keys() - addresses.FAMILIES.keys())]
     choices = []
     for family in filter(families.__contains__, order):
         kinds = families[family]
-        choices.append((family, _label(family)))
+        choices.append((family, addresses.label(family)))
         for kind, channels in sorted(kinds.items()):
             if len(kinds) > 1:
-                choices.append((kind, f"{_label(family)}: {_label(kind)}"))
+                choices.append((kind, f"{addresses.label(family)}: {addresses.label(kind)}"))
             if len(channels) > 1 or any(channel.owner_id for channel in channels):
-                choices += [(f"{kind}:{channel.pk}", f"{_label(family)}: {channel.name}") for channel in channels]
+                choices += [(f"{kind}:{channel.pk}", f"{addresses.label(family)}: {channel.name}") for channel in channels]
     return choices
 
 
 def _way_of(preference: Preference) -> str:
     return f"{preference.kind}:{preference.channel_id}" if preference.channel_id else preference.kind
-
-
-def _label(kind: str) -> str:
-    """A family or kind as people call it."""
-    if kind in wishes.FAMILIES:
-        words = str(wishes.FAMILIES[kind])
-        return words[:1].upper() + words[1:]
-    return str(transports()[kind].label) if kind in transports() else kind
 
 
 def _severity(member: Member, severity: str, words: Any, now: datetime, choices: list[tuple[str, str]]) -> dict[str, Any]:
@@ -473,14 +465,14 @@ def _severity(member: Member, severity: str, words: Any, now: datetime, choices:
     steps = []
     for target in targets:
         family = addresses.family(target.kind)
-        told = str(wishes.FAMILIES[family]) if family in wishes.FAMILIES and family != "im" else _label(target.kind)
+        told = str(addresses.FAMILIES[family]) if family in addresses.FAMILIES and family != "im" else addresses.label(target.kind)
         if target.channel_id in named:
             told = _("%(what)s (%(channel)s)") % {"what": told, "channel": names[target.channel_id]}
         steps.append(wishes.Step(told, target.delay, addresses.is_silent(target.kind)))
     rows = []
     for preference in chosen:
         way = _way_of(preference)
-        label = preference.channel.name if preference.channel else _label(preference.kind)
+        label = preference.channel.name if preference.channel else addresses.label(preference.kind)
         rows.append({"value": way, "delay": preference.delay, "choices": choices if way in dict(choices) else [(way, label), *choices]})
     return {
         "value": severity,
@@ -489,6 +481,8 @@ def _severity(member: Member, severity: str, words: Any, now: datetime, choices:
         "choices": choices,
         "by_default": not chosen,
         "sentence": wishes.sentence(steps, severity, member.quiet),
-        "missing": [(_label(item.kind) if item.kind else "", _(item.reason)) for item in found if isinstance(item, addresses.Missing)],
+        "missing": [
+            (addresses.label(item.kind) if item.kind else "", _(item.reason)) for item in found if isinstance(item, addresses.Missing)
+        ],
         "full": len(chosen) >= MOST_WAYS,
     }

@@ -5,20 +5,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy, pgettext, pgettext_lazy
+from django.utils.translation import gettext_lazy, pgettext
 
 from flashduty.templatetags.web import short
 from mapping.quiet import Quiet
 
-# What people call a family of channels, whoever the vendor is. An IM platform has its own name.
-FAMILIES: Final = {
-    "app": pgettext_lazy("by which somebody is told", "app"),
-    "push": pgettext_lazy("by which somebody is told", "push"),
-    "voice": pgettext_lazy("by which somebody is told", "voice call"),
-    "sms": pgettext_lazy("by which somebody is told", "SMS"),
-    "email": pgettext_lazy("by which somebody is told", "e-mail"),
-    "im": pgettext_lazy("by which somebody is told", "IM message"),
-}
 DAYS: Final = (
     gettext_lazy("Monday"), gettext_lazy("Tuesday"), gettext_lazy("Wednesday"), gettext_lazy("Thursday"), gettext_lazy("Friday"),
     gettext_lazy("Saturday"), gettext_lazy("Sunday"),
