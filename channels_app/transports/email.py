@@ -247,7 +247,11 @@ class Email(Transport):
         """What the mailbox for returned mail says, of whatever mail of ours; looked into every 30 seconds, however often it is asked."""
         if not self.settings.get("bounce_protocol"):
             return ()
-        place = bounces.Place(
+        return [update for raw in bounces.collect(self._mailbox, self.http) for update in self._about_ours(raw)]
+
+    @property
+    def _mailbox(self) -> bounces.Place:
+        return bounces.Place(
             protocol=self.settings["bounce_protocol"],
             host=str(self.settings.get("bounce_host") or "").strip(),
             port=int(self.settings.get("bounce_port") or 0),
@@ -256,7 +260,6 @@ class Email(Transport):
             password=str(self.settings.get("bounce_password") or ""),
             folder=str(self.settings.get("bounce_folder") or "INBOX"),
         )
-        return [update for raw in bounces.collect(place, self.http) for update in self._about_ours(raw)]
 
     def receive(self, callback: Callback) -> Heard:
         """A report that was posted: a mail as the server wrote it, with the password of the settings; or the JSON of Mailgun (signature over
