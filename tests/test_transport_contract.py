@@ -2,7 +2,7 @@
 
 A new channel is one file and one test: for an HTTP transport its test module tells how to point it at a server (`stage`), what a success
 looks like (`ACCEPTED`), what a refusal in a 200 looks like (`REFUSED_IN_200`, or None where a 200 is success whatever it says), whether
-a 2xx without its body is an answer (`NEEDS_THE_BODY`), and an address of the kind where it has any (`ADDRESS`). A file with several kinds
+a 2xx without its body is an answer (`NEEDS_THE_BODY`; `KNOWS_A_PAGE`: but a web page is none), and an address of the kind where it has any (`ADDRESS`). A file with several kinds
 says so for each: `CONTRACT = {kind: SimpleNamespace(stage=..., ...)}`. This file then runs the whole table."""
 
 import importlib
@@ -191,7 +191,7 @@ def test_failures(kind, case):
 @pytest.mark.parametrize("case", BODIES)
 def test_bodies(kind, case):
     with Server(BODIES[case]) as server:
-        if test_of(kind).NEEDS_THE_BODY:
+        if test_of(kind).NEEDS_THE_BODY or (case == "login page" and getattr(test_of(kind), "KNOWS_A_PAGE", False)):
             assert said(failure(kind, server.url)) == (False, True, False)
         else:
             assert attempt(kind, server.url).state == "sent"

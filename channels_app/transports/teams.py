@@ -159,6 +159,15 @@ class Teams(Transport):
 def _judge(answer: http.Answer) -> None:
     if answer.status not in STATUSES:
         http.by_status(answer)
+        if answer.body.lstrip().startswith(b"<"):  # a page: of a proxy or a portal on the way, or of another address
+            raise DeliveryError(
+                _("%(host)s answered with a page, so it was no flow: check the address, and the proxy if there is one.")
+                % {"host": answer.host},
+                permanent=False,
+                left=True,
+            )
+        if _code(answer):
+            raise DeliveryError(_("Teams' flow refused the message: %(body)s") % {"body": answer.quote()}, permanent=False)
         return
     sentence, permanent = STATUSES[answer.status]
     raise DeliveryError(

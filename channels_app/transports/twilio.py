@@ -237,7 +237,8 @@ class Twilio(Transport):
     def receive(self, callback: Callback) -> Heard:
         """One report, a form whose signature covers address and fields; what has no end yet says nothing."""
         fields = parse_qsl(callback.body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=200)
-        if not signature_holds(callback, fields, str(self.settings["auth_token"])):
+        token = str(self.settings.get("auth_token") or "")
+        if not token or not signature_holds(callback, fields, token):
             raise PermissionError(
                 "X-Twilio-Signature does not hold: another account's auth token, or BASE_URL is not the address Twilio calls"
             )
@@ -459,4 +460,4 @@ def _judge(answer: http.Answer) -> None:
         text = _("Twilio refused the message (code %(code)d): %(body)s") % {"code": code, "body": answer.quote()}
     else:
         text = _("Twilio refused the message (code %(code)d): %(why)s.") % {"code": code, "why": sentence}
-    raise DeliveryError(text, permanent=permanent, retry_after=answer.retry_after(), config=config)
+    raise DeliveryError(text, permanent=permanent, retry_after=answer.retry_after(), left=answer.status == 504, config=config)

@@ -82,7 +82,7 @@ class Zoom(Transport):
         if answer.status == 400 and not _advice(answer):
             # Zoom refuses a message as a whole for its length or its markup, and does not say so; what it refused went nowhere.
             second = self._post(compose(message, SHORT, markdown=False)[0])
-            if 200 <= second.status < 300:
+            if second.status != 400:  # of two such refusals the first says more
                 answer = second
                 detail = _("sent without markup and shortened to %(count)d characters, as Zoom did not take the whole") % {"count": SHORT}
         _judge(answer)
@@ -124,6 +124,13 @@ def _judge(answer: http.Answer) -> None:
     try:
         reply = answer.json()
     except DeliveryError:
+        if answer.body.lstrip().startswith(b"<"):  # a page: of a proxy or a portal on the way, or of another address
+            raise DeliveryError(
+                _("%(host)s answered with a page, so it was not Zoom: check the endpoint, and the proxy if there is one.")
+                % {"host": answer.host},
+                permanent=False,
+                left=True,
+            ) from None
         return  # 200 and 204 are success, and what stands in the body is not documented
     # An error of Zoom's API is {"result": false, "code": 7010, "message": ...}: should one come in a 200, it is none the less a refusal.
     code = reply.get("code", 0)

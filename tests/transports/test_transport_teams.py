@@ -6,7 +6,7 @@ from microsoft_teams import cards
 from channels_app.http import DeliveryError, Http
 from channels_app.transports.teams import MAX_BODY, STATUSES, Teams, cut
 from tests.fakes.message import SENT_AT, page
-from tests.fakes.server import Reply
+from tests.fakes.server import Reply, Server
 from tests.fakes.teams import TeamsFlow, no
 
 NOW = SENT_AT.timestamp()
@@ -16,6 +16,7 @@ HAN = "0c0ffee0-1234-5678-9abc-def012345678"
 ACCEPTED = Reply(202)
 REFUSED_IN_200 = None  # whatever passes the door is a 202; what is wrong with a card is found before
 NEEDS_THE_BODY = False
+KNOWS_A_PAGE = True
 
 
 def stage(base: str) -> dict:
@@ -194,3 +195,10 @@ def test_addresses_that_are_taken(url):
 )  # fmt: skip
 def test_addresses_that_are_not(url, words):
     assert words in " ".join(Teams.check({"url": url})["url"])
+
+
+def test_an_error_object_in_a_success_is_a_refusal():
+    with Server(Reply(200, {"error": {"code": "WorkflowTriggerIsNotEnabled", "message": "Could not execute workflow"}})) as server:
+        with pytest.raises(DeliveryError, match="WorkflowTriggerIsNotEnabled") as caught:
+            Teams(stage(server.url), Http(allowed_hosts=[server.host])).send(page(), "")
+    assert not caught.value.left

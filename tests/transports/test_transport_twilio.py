@@ -13,7 +13,7 @@ from channels_app.http import DeliveryError, Http, is_public
 from channels_app.transport import Callback, Polls, Receives, Update
 from channels_app.transports.twilio import CODES, TwilioSms, TwilioVoice, signature_holds, spoken
 from tests.fakes.message import page
-from tests.fakes.server import Reply
+from tests.fakes.server import Reply, Server
 from tests.fakes.twilio import SID, TOKEN, FakeTwilio
 
 PHONE = "+15005550006"
@@ -357,3 +357,15 @@ def test_settings_that_work():
     assert form.is_valid() and form.cleaned_data["api_base"] == "https://api.twilio.com" and form.cleaned_data["account_sid"] == SID
     assert "messaging service" in " ".join(TwilioSms.check({**SETTINGS, "numbers": ""})["__all__"])
     assert TwilioSms.check({**SETTINGS, "numbers": "", "messaging_service": "MG" + "0" * 32}) == {}
+
+
+def test_without_a_token_nobody_is_twilio(account):
+    """The key of a signature that anybody can make."""
+    for token in ("", None):
+        with pytest.raises(PermissionError):
+            report(text(account, auth_token=token), token="", MessageSid="SM1", MessageStatus="delivered")
+
+
+def test_a_time_out_of_twilios_own_is_an_unknown_end():
+    with Server(Reply(504, {"code": 20504, "message": "gateway timeout", "status": 504})) as server:
+        assert refused(TwilioSms(stage(server.url) | {"api_base": server.url}, Http(allowed_hosts=[server.host]))).left

@@ -11,7 +11,7 @@ from templates_app.events import EVENTS
 from templates_app.formats import format_named
 from templates_app.samples import SAMPLE_NOW, VARIANTS, sample
 from tests.fakes.message import page
-from tests.fakes.server import Reply
+from tests.fakes.server import Reply, Server
 from tests.fakes.zoom import ZoomHook
 
 LINK = "https://oncall.example.com/i/a1b2c3"
@@ -21,6 +21,7 @@ ATTACK = "<!all> <!abc@xmpp.zoom.us> <@x> *bold* _it_ ~s~ `c` <https://evil.exam
 ACCEPTED = Reply(204)
 REFUSED_IN_200 = Reply(200, {"result": False, "code": 7010, "message": "can not find any user"})
 NEEDS_THE_BODY = False
+KNOWS_A_PAGE = True
 
 
 def stage(base: str) -> dict:
@@ -223,3 +224,15 @@ def test_endpoints_that_are_taken(url, kept):
 )
 def test_settings_that_are_not_taken(given, field, words):
     assert words in " ".join(Zoom.check(given)[field])
+
+
+@pytest.mark.parametrize(
+    ("second", "permanent", "left", "wait"),
+    [(Reply(400, b"shorter, and no"), True, False, None), (Reply(500), False, False, None), (Reply(504), False, True, None), (Reply(429), False, False, 30.0)],
+)  # fmt: skip
+def test_what_the_shorter_message_is_answered_counts(second, permanent, left, wait):
+    """A fault of Zoom's between the two is no reason to give the page up, and an answer that never came no reason to call it refused."""
+    answers = [Reply(400, b"no"), second]
+    with Server(lambda _seen: answers.pop(0)) as server, pytest.raises(DeliveryError) as caught:
+        Zoom(stage(server.url), Http(allowed_hosts=[server.host])).send(page(), "")
+    assert (caught.value.permanent, caught.value.left, caught.value.blocked) == (permanent, left, wait)
