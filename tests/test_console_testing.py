@@ -13,6 +13,7 @@ from django.urls import reverse
 
 import flashduty.urls  # noqa: F401  the console is loaded with them
 from channels_app import addresses, limits, transport
+from channels_app.http import DeliveryError
 from channels_app.models import Address, Channel, ChannelHealth, Delivery, Notification
 from flashduty.console import channels, rules, testing
 from flashduty.models import Classic, Hook, ImApp, ImBot, Play
@@ -78,7 +79,10 @@ def test_a_refusal_is_said_with_what_to_do_and_without_a_secret(desk: Desk, bot:
     assert words.startswith("Refused") and "keyword" in words
     bot.whitelisted = False
     words = desk.ask(desk.administrator, "imbot", "dingtalk", **typed | {"set_secret": SECRET, "set_keyword": "alarm"})
-    assert "this installation calls from 203.0.113.7" in words
+    assert "this installation calls from 203.0.113.7" in words and "curl" not in words
+    # A provider that does not say which address it saw.
+    refusal = DeliveryError("this machine's address is not on the application's allow list", permanent=True, config=True)
+    assert "curl" in testing.said("", refusal, 0.1).details[-1]
 
 
 def test_what_the_form_lacks_is_said_and_nothing_leaves(desk: Desk, bot: DingTalkBot):

@@ -108,7 +108,10 @@ def about(style: type[transport.Transport]) -> str:
         )
     else:
         words.append(_("reaches people"))
-    calls = {("table",): _("can @ people by a mapping table"), ("phone",): _("can @ people by their phone numbers")}
+    calls: dict[tuple[str, ...], str] = {
+        ("table",): _("can @ people by a mapping table"),
+        ("phone",): _("can @ people by their phone numbers"),
+    }
     if style.mentions_by:
         words.append(calls.get(tuple(style.mentions_by), _("can @ people by a mapping table or their phone numbers")))
     if issubclass(style, transport.Receives | transport.Polls):

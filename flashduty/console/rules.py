@@ -235,8 +235,8 @@ class LayerChannelForm(VisibleForm):
         channel = self.cleaned_data.get("channel")
         style = transport.transports().get(channel.kind) if channel is not None else None
         # Where nobody can be called at all the page says so, and it does no harm; without its table a kind that needs one would call nobody.
-        needs_table = style is not None and tuple(style.mentions_by) == ("table",)
-        if needs_table and self.cleaned_data.get("mention") and self.cleaned_data.get("mapping_table") is None:
+        mentions = self.cleaned_data.get("mention")
+        if style is not None and mentions and tuple(style.mentions_by) == ("table",) and self.cleaned_data.get("mapping_table") is None:
             self.add_error("mapping_table", _("%(kind)s knows people only by a mapping table: choose one.") % {"kind": style.label})
         return data
 

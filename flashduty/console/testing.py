@@ -30,6 +30,7 @@ WINDOW: Final = timedelta(minutes=5)
 MOST_CHATS: Final = 5  # of one channel in one test
 PATIENCE: Final = 10.0  # seconds; after these no further chat is begun
 _IP: Final = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b")
+_LISTED: Final = ("IP list", "allow list", "白名单")  # how a refusal of where we call from is worded, in both languages
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +60,12 @@ def connection(channel: Channel, member: Member, now: datetime, *, to: str = "")
     if not Throttle.hit(f"connection {member.pk}", MOST, WINDOW, now):
         raise ValidationError(_("Too many tests were sent. Try again in a few minutes."), code="too_many")
     until = time.monotonic() + PATIENCE
-    found = []
+    found: list[Said] = []
     for target, is_own in targets[:MOST_CHATS]:
         if found and time.monotonic() > until:
             break
         result = trial.send(channel, target, member, now, to_sender=is_own)
-        found.append(_said(channel, "" if target.startswith("member:") else target, result.said, result.seconds))
+        found.append(said("" if target.startswith("member:") else target, result.said, result.seconds))
     return found
 
 
@@ -114,26 +115,27 @@ def _targets(channel: Channel, member: Member, to: str) -> list[tuple[str, bool]
     raise ValidationError(_("There is nobody to send to: enter a chat, or add and verify your own account on this platform first."))
 
 
-def _said(channel: Channel, place: str, said: Receipt | DeliveryError, seconds: float) -> Said:
+def said(place: str, outcome: Receipt | DeliveryError, seconds: float) -> Said:
+    """What came of one message, in words: what the provider said, and what else is worth knowing before the next try."""
     took = _("%(seconds).1f s") % {"seconds": seconds}
-    if isinstance(said, Receipt):
-        words = _("The message has been delivered.") if said.state == "delivered" else _("The provider has taken the message.")
-        details = [took, _("message %(id)s") % {"id": said.message_id[:80]} if said.message_id else "", said.detail]
-        if said.moved:
-            details.append(_("The address is now %(address)s: enter that one.") % {"address": said.moved})
+    if isinstance(outcome, Receipt):
+        words = _("The message has been delivered.") if outcome.state == "delivered" else _("The provider has taken the message.")
+        details = [took, _("message %(id)s") % {"id": outcome.message_id[:80]} if outcome.message_id else "", outcome.detail]
+        if outcome.moved:
+            details.append(_("The address is now %(address)s: enter that one.") % {"address": outcome.moved})
         return Said(place, True, words, tuple(filter(None, details)))
     details = [took]
-    if said.left:
+    if outcome.left:
         details.append(_("It may have arrived all the same: look before you try again."))
-    if said.retry_after:
-        details.append(_("The provider asks to wait %(seconds)d seconds.") % {"seconds": round(said.retry_after)})
-    if said.blocked:
-        details.append(_("It takes nothing more for %(seconds)d seconds.") % {"seconds": round(said.blocked)})
-    if said.config and "IP" in said.text and not _IP.search(said.text):
+    if outcome.retry_after:
+        details.append(_("The provider asks to wait %(seconds)d seconds.") % {"seconds": round(outcome.retry_after)})
+    if outcome.blocked:
+        details.append(_("It takes nothing more for %(seconds)d seconds.") % {"seconds": round(outcome.blocked)})
+    if outcome.config and any(word in outcome.text for word in _LISTED) and not _IP.search(outcome.text):
         details.append(
             _("Which address this installation calls from is said by: curl https://ifconfig.me, on its machine (or its proxy's).")
         )
-    return Said(place, False, said.text, tuple(details))
+    return Said(place, False, outcome.text, tuple(details))
 
 
 # ---- what the pages show -------------------------------------------------------------------------------------------------------------
@@ -141,15 +143,15 @@ def _said(channel: Channel, place: str, said: Receipt | DeliveryError, seconds: 
 
 def answer_test(request: HttpRequest, channel: Channel, to: str = "") -> HttpResponse:
     """The part of a page that says how a test went."""
-    said: Sequence[Said] = ()
+    found: Sequence[Said] = ()
     problems: list[str] = []
     try:
-        said = connection(channel, request.user, db_now(), to=to)  # type: ignore[arg-type]
+        found = connection(channel, request.user, db_now(), to=to)  # type: ignore[arg-type]
     except ValidationError as error:
         problems = error.messages
     style = transport.get(channel.kind)
-    later = any(one.accepted for one in said) and issubclass(style, transport.Receives | transport.Polls)
-    return _part(request, "tested", {"said": said, "problems": problems, "later": later, "voice": style.family == "voice"})
+    later = any(one.accepted for one in found) and issubclass(style, transport.Receives | transport.Polls)
+    return _part(request, "tested", {"said": found, "problems": problems, "later": later, "voice": style.family == "voice"})
 
 
 def answer_problems(request: HttpRequest, form: forms.BaseForm, besides: Sequence[str] = ()) -> HttpResponse | None:
