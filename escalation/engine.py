@@ -299,7 +299,7 @@ def _turn_back(last: datetime, now: datetime) -> bool:
     if not Installation.objects.filter(id=1, last_pass_at=last).exists():
         return False  # another engine has done it while we waited for its locks
     lost = last - now
-    values = {"ids": ids, "lost": lost, "now": now, "detail": json.dumps({"from": last.isoformat(), "to": now.isoformat()})}
+    values: dict[str, Any] = {"ids": ids, "lost": lost, "now": now, "detail": json.dumps({"from": last.isoformat(), "to": now.isoformat()})}
     with connection.cursor() as cursor:
         for statement in _TURN_BACK:
             cursor.execute(statement, values)

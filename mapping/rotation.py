@@ -59,7 +59,9 @@ def _window(model: type[models.Model], item: "models.Field[Any, Any]", last: int
             if fresh is None:
                 result.current += 1
             else:
-                ids.append(pk), old.append(sealed), new.append(fresh)
+                ids.append(pk)
+                old.append(sealed)
+                new.append(fresh)
         if ids:
             cursor.execute(
                 f"""UPDATE {table} t SET {column} = w.fresh FROM unnest(%s::bigint[], %s::text[], %s::text[]) AS w(id, old, fresh)

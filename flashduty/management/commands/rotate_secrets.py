@@ -3,6 +3,7 @@
 import sys
 from typing import Any
 
+from django.conf import settings
 from django.core.management.base import BaseCommand
 from django.utils.translation import gettext as _
 
@@ -24,4 +25,5 @@ class Command(BaseCommand):
         if again.unreadable:
             self.stdout.write(_("Bring back the key these were written with, after the new one, and run this again; or enter them again."))
             sys.exit(1)
-        self.stdout.write(_("The keys after the first one may go, once all nodes have the first."))
+        if len(settings.ENCRYPTION_KEYS) > 1:
+            self.stdout.write(_("The keys after the first one may go, once all nodes have the first."))
