@@ -343,11 +343,13 @@ def _leave(cursor: Any, places: Iterable[_Place], now: datetime) -> None:
             _free, until = limits.look(marks, place.channel.limits, now)
         if until is not None:
             waits.append((place.id, until, place.everybody_falls_back))
-        # Where we got all we wanted there is probably more; else what is left lies in the future.
+        # Where we got all we wanted there may be more; else what is left lies in the future.
         changed.append((place.id, log_of, until, place.wait is None and place.want > 0 and place.got >= place.want))
     cursor.execute(
         """UPDATE channels_app_address a SET buckets = COALESCE(w.buckets::jsonb, a.buckets),
-             next_at = CASE WHEN w.more THEN GREATEST(w.until, %(now)s) WHEN q.at IS NULL THEN NULL ELSE GREATEST(w.until, q.at) END,
+             next_at = CASE WHEN w.more AND EXISTS (SELECT FROM channels_app_delivery d WHERE d.address_id = w.id AND d.state = 'queued')
+                              THEN GREATEST(w.until, %(now)s)
+                            WHEN q.at IS NULL THEN NULL ELSE GREATEST(w.until, q.at) END,
              priority = COALESCE(q.priority, a.priority)
            FROM unnest(%(ids)s::bigint[], %(logs)s::text[], %(untils)s::timestamptz[], %(more)s::bool[]) AS w(id, buckets, until, more)
            LEFT JOIN LATERAL (SELECT min(d.not_before) AS at, min(d.priority) AS priority FROM channels_app_delivery d

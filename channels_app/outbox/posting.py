@@ -76,34 +76,31 @@ def post(notices: Sequence[Notice], now: datetime) -> list[int]:
     secret = Notification._meta.get_field("secret_context")
     # No savepoint: whoever posts has a transaction of its own, and what fails here fails all of it.
     with transaction.atomic(savepoint=False), planned_once() as cursor:
-        cursor.execute(
-            "SELECT nextval(pg_get_serial_sequence('channels_app_notification', 'id')) FROM generate_series(1, %s)", [len(notices)]
-        )
-        ids = [int(row[0]) for row in cursor.fetchall()]
         # One JSON value for all: an array of JSON texts costs ten times as much to quote.
         cursor.execute(
-            """INSERT INTO channels_app_notification (id, event, is_page, severity, topic, run, layer_idx, context, secret_context,
+            """INSERT INTO channels_app_notification (event, is_page, severity, topic, run, layer_idx, context, secret_context,
                    template_set, survives_ack, created_at, exhausted_at)
-               SELECT id, event, is_page, severity, topic, run, layer_idx, context, secret, template_set, survives_ack, %(now)s,
+               SELECT event, is_page, severity, topic, run, layer_idx, context, secret, template_set, survives_ack, %(now)s,
                    CASE WHEN nobody THEN %(now)s END
                FROM jsonb_to_recordset(%(rows)s::jsonb)
-                 AS n(id bigint, event text, is_page bool, severity text, topic bigint, run bigint, layer_idx smallint, context jsonb,
-                   secret text, template_set bigint, survives_ack bool, nobody bool)""",
+                 AS n(n int, event text, is_page bool, severity text, topic bigint, run bigint, layer_idx smallint, context jsonb,
+                   secret text, template_set bigint, survives_ack bool, nobody bool) ORDER BY n RETURNING id""",
             {
                 "now": now,
                 "rows": json.dumps(
                     [
                         {
-                            "id": pk, "event": n.event, "is_page": n.is_page, "severity": n.severity, "topic": n.topic, "run": n.run,
+                            "n": number, "event": n.event, "is_page": n.is_page, "severity": n.severity, "topic": n.topic, "run": n.run,
                             "layer_idx": n.layer_idx, "context": n.context, "secret": secret.get_prep_value(dict(n.secret_context)),
                             "template_set": n.template_set, "survives_ack": n.survives_ack, "nobody": n.is_page and not n.to,
                         }
-                        for pk, n in zip(ids, notices, strict=True)
+                        for number, n in enumerate(notices)
                     ],
                     ensure_ascii=False,
                 ),
             },
         )  # fmt: skip
+        ids = sorted(int(pk) for (pk,) in cursor.fetchall())  # they are drawn in the order of the rows
         rows = []
         for pk, notice in zip(ids, notices, strict=True):
             for to in {(to.channel_id, to.target): to for to in reversed(notice.to)}.values():
@@ -150,25 +147,27 @@ def find_addresses(rows: Sequence[Row]) -> None:
         at, priority = first.get((row.channel, row.target), (row.not_before, row.priority))
         first[row.channel, row.target] = (min(at, row.not_before), min(priority, row.priority))
     places = sorted(first)
-    found: dict[tuple[int, str], int] = {}
+
+    def columns(of: Sequence[tuple[int, str]]) -> list[Any]:
+        return [[p[0] for p in of], [p[1] for p in of], [first[p][0] for p in of], [first[p][1] for p in of]]
+
     with planned_once() as cursor:
-        # Existing ones by id, then new ones in one order everywhere: two posts can wait for each other, but never in a circle.
+        # Existing ones by id, then new ones in one order everywhere: two posts can wait for each other, but never in a circle. What was
+        # locked is compared as it was once we had the lock: the drain may have emptied an address while we waited for it.
         cursor.execute(
-            """SELECT a.id, a.channel_id, a.target FROM unnest(%s::bigint[], %s::text[]) AS w(channel, target)
-               JOIN channels_app_address a ON a.channel_id = w.channel AND a.target = w.target ORDER BY a.id FOR NO KEY UPDATE OF a""",
-            [[channel for channel, _target in places], [target for _channel, target in places]],
+            """WITH mine AS MATERIALIZED (
+                 SELECT a.id, a.channel_id, a.target, a.next_at, a.priority AS was, w.at, w.priority
+                 FROM unnest(%s::bigint[], %s::text[], %s::timestamptz[], %s::smallint[]) AS w(channel, target, at, priority)
+                 JOIN channels_app_address a ON a.channel_id = w.channel AND a.target = w.target ORDER BY a.id FOR NO KEY UPDATE OF a),
+               due AS (
+                 UPDATE channels_app_address a SET next_at = LEAST(m.next_at, m.at),
+                   priority = CASE WHEN m.next_at IS NULL THEN m.priority ELSE LEAST(m.was, m.priority) END
+                 FROM mine m WHERE a.id = m.id AND (m.next_at IS NULL OR m.next_at > m.at OR m.was > m.priority))
+               SELECT id, channel_id, target FROM mine""",
+            columns(places),
         )
         found = {(channel, target): pk for pk, channel, target in cursor.fetchall()}
         new = [place for place in places if place not in found]
-        if found:
-            known = [(pk, *first[place]) for place, pk in found.items()]
-            cursor.execute(
-                """UPDATE channels_app_address a SET next_at = LEAST(a.next_at, w.at),
-                       priority = CASE WHEN a.next_at IS NULL THEN w.priority ELSE LEAST(a.priority, w.priority) END
-                   FROM unnest(%s::bigint[], %s::timestamptz[], %s::smallint[]) AS w(id, at, priority)
-                   WHERE a.id = w.id AND (a.next_at IS NULL OR a.next_at > w.at OR a.priority > w.priority)""",
-                [[k[0] for k in known], [k[1] for k in known], [k[2] for k in known]],
-            )
         if new:
             cursor.execute(
                 """INSERT INTO channels_app_address AS a (channel_id, target, buckets, blocked_reason, next_at, priority)
@@ -177,7 +176,7 @@ def find_addresses(rows: Sequence[Row]) -> None:
                    ON CONFLICT (channel_id, target) DO UPDATE
                      SET next_at = LEAST(a.next_at, excluded.next_at), priority = LEAST(a.priority, excluded.priority)
                    RETURNING id, channel_id, target""",
-                [[p[0] for p in new], [p[1] for p in new], [first[p][0] for p in new], [first[p][1] for p in new]],
+                columns(new),
             )
             found |= {(channel, target): pk for pk, channel, target in cursor.fetchall()}
     for row in rows:
