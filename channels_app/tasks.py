@@ -53,6 +53,7 @@ BATCH = 256  # most messages in one claim
 CROWD, PACE = 16, 0.015
 # A record is held back so long for others that end with it: a transaction for each of them would be most of the work.
 GATHER = 0.003
+AFTER = 0.02  # from a small claim to the next look: what became due through it alone, by a limit that ends soon, can wait so long
 
 
 def drain(slot: str) -> None:
@@ -91,6 +92,7 @@ class Drain:
         self.by_address: Counter[int] = Counter()
         self.takes: dict[int, int] = {}  # by address: how many requests at once
         self.unrecorded = 0
+        self.hungry = False  # something was left because a sender, a channel or an address was busy: the next that ends makes us look
         self.workers = 0
         self.recorder: threading.Thread | None = None
         self.offset = (LONG_AGO, 0.0)  # the database's clock at an instant of our monotonic one
@@ -140,8 +142,10 @@ class Drain:
         claimed = outbox.claim(self.holder, now, room, self.book)
         if claimed:
             self._start(claimed)
-        if claimed or started:
+        if started or len(claimed) >= CROWD:
             return 0 if len(claimed) < room.total else None
+        if claimed:
+            return AFTER if ahead is None else min(AFTER, ahead)
         return LOCKED  # somebody else works on what is due, or it was told to wait: the next look knows until when
 
     def finish(self, left: Callable[[], float]) -> None:
@@ -178,7 +182,9 @@ class Drain:
         with self.guard:
             free = min(BATCH, self.threads - self.sending)
             full = [pk for pk, count in self.by_address.items() if count >= self.takes[pk]]
-            return outbox.Room(max(0, free), self.threads, dict(+self.by_channel), dict(self.by_address), full)
+            room = outbox.Room(max(0, free), self.threads, dict(+self.by_channel), dict(self.by_address), full)
+            self.hungry = not room.total or self.sending >= CROWD or bool(full) or bool(room.full_channels())
+        return room
 
     def _start(self, claimed: list[Claimed]) -> None:
         with self.guard:
@@ -189,6 +195,7 @@ class Drain:
             self.takes |= {one.address_id: one.channel.concurrency for one in claimed}
             missing = min(self.threads, self.sending) - self.workers
             self.workers += max(0, missing)
+        self._room()  # before anything of this can end
         for number in range(max(0, missing)):
             threading.Thread(target=self._send, name=f"{self.holder} {number}", daemon=True).start()
         for one in claimed:
@@ -292,7 +299,8 @@ class Drain:
                     self._write_told(told)
                 with self.guard:
                     self.unrecorded -= len(batch)
-                self.waker.set()
+                if self.hungry or len(results) < len(batch) or any(isinstance(one.said, DeliveryError) for one in results):
+                    self.waker.set()
         finally:
             connection.close()
 

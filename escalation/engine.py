@@ -31,7 +31,7 @@ from channels_app.outbox.statements import planned_once
 from escalation import lifecycle, match, plan, rules
 from escalation.models import Event, Incident, Run, TimelineEntry, Workspace
 from escalation.notices import status_notices, tell_people
-from escalation.rows import read
+from escalation.rows import read, read_also
 from escalation.running import Batch, Live, advance, alarm, catch_all, facts_of, live_of, new_live, write
 from mapping.models import Installation
 from templates_app import events
@@ -59,12 +59,13 @@ def run_once(now: datetime, *, limit: int = BATCH, budget_ms: float | None = Non
 
 
 def one_pass(now: datetime, *, limit: int = BATCH, budget_ms: float | None = None) -> tuple[int, datetime | None]:
-    """As `run_once`; and, where nothing was due, the next instant at which something will be, if that is within SOON.
+    """As `run_once`; and the next instant at which something will be due, if one is known within SOON (`now`: there may be more at once).
 
     With `budget_ms` each kind takes about as many rows as it did in so many milliseconds lately, and never fewer than `LEAST`: a pass that
     gave up because its time was over would never get to its end on a machine that is busy, and no timer would ever fire there.
     """
     done, due, ahead = _due(now)
+    instants = {ahead, now if done else None}
     for kind, take in _KINDS.items():
         if kind not in due:
             continue
@@ -72,24 +73,29 @@ def one_pass(now: datetime, *, limit: int = BATCH, budget_ms: float | None = Non
         started = time.perf_counter()
         try:
             # While something is stuck a batch would wait for it again, and everybody else with it.
-            rows = _isolate(kind, now, room) if _stuck else take(now, room)
+            rows, then = (_isolate(kind, now, room), now) if _stuck else take(now, room)
         except (OperationalError, InterfaceError) as error:
             rules.forget()
             if not _waited(error):
                 raise  # no connection, a statement that took too long: no row's fault, all of it is tried again
-            rows = _isolate(kind, now, room)
+            rows, then = _isolate(kind, now, room), now
         except Exception:
             # A snapshot remembered from a transaction that is rolled back now does not exist.
             rules.forget()
             log.exception("a batch of %s failed; its rows are taken one by one", kind)
-            rows = _isolate(kind, now, room)
+            rows, then = _isolate(kind, now, room), now
         done += rows
+        if rows:
+            instants.add(now if rows >= min(room, LEAST) else then)
         if rows >= LEAST:
             _pace[kind] = 0.7 * _pace.get(kind, 1.0) + 0.3 * (time.perf_counter() - started) * 1000 / rows
         if rows and kind in ("wakes", "auto_resolves"):
             due.add("timeline")  # they have just written to it
-    return done, None if done else ahead
+    return done, min((at for at in instants if at is not None), default=None)
 
+
+# How many rows of a kind were consumed, and the first instant at which something that was written for them will be due.
+Taken = tuple[int, datetime | None]
 
 # Milliseconds that a row of each kind took lately.
 _pace: dict[str, float] = {}
@@ -132,7 +138,7 @@ def _isolate(kind: str, now: datetime, limit: int) -> int:
             with transaction.atomic():
                 with connection.cursor() as cursor:
                     cursor.execute(f"SET LOCAL lock_timeout = {LOCK_WAIT_MS}")
-                done += _KINDS[kind](now, limit, incident_id)
+                done += _KINDS[kind](now, limit, incident_id)[0]
         except (OperationalError, InterfaceError) as error:
             rules.forget()
             if not _waited(error):
@@ -310,50 +316,58 @@ def _turn_back(last: datetime, now: datetime) -> bool:
 # ---- incidents that wake or close by themselves --------------------------------------------------------------------------------------
 
 
-_LOCKED = "FROM escalation_incident t WHERE t.id = ANY(%s) ORDER BY t.id FOR NO KEY UPDATE OF t SKIP LOCKED"
+_LOCKED = """FROM escalation_incident t JOIN escalation_workspace w ON w.id = t.workspace_id
+    WHERE t.id = ANY({which}) ORDER BY t.id FOR NO KEY UPDATE OF t SKIP LOCKED"""
+_NAMED = _LOCKED.format(which="%s")
+_OF_TIMELINE = _LOCKED.format(which="ARRAY(SELECT incident_id FROM escalation_timelineentry WHERE handled_at IS NULL ORDER BY id LIMIT %s)")
 
 
 def _locked_incidents(ids: Iterable[int]) -> dict[int, Incident]:
-    """Those of the incidents that nobody else works on, locked, by id, with their workspaces."""
-    found = {row.id: row for row in read(Incident, _LOCKED, [list(set(ids))])}
-    spaces = read(Workspace, "FROM escalation_workspace t WHERE t.id = ANY(%s)", [list({row.workspace_id for row in found.values()})])
-    by_id = {space.id: space for space in spaces}
-    for row in found.values():
-        row.workspace = by_id[row.workspace_id]  # one object for all: a join would make one for each
+    """Those of the incidents that nobody else works on, locked, by id, with the names of their workspaces."""
+    return _locked(_NAMED, [list(set(ids))])
+
+
+def _locked(which: str, values: Sequence[Any]) -> dict[int, Incident]:
+    found, spaces = {}, dict[int, Workspace]()
+    for row, name in read_also(Incident, "w.name", which, values):
+        # One object for all, and of it what texts say.
+        row.workspace = spaces.get(row.workspace_id) or spaces.setdefault(
+            row.workspace_id, Workspace.from_db("default", ["id", "name"], [row.workspace_id, name])
+        )
+        found[row.id] = row
     return found
 
 
-def _wakes(now: datetime, limit: int, only: int | None = None) -> int:
+def _wakes(now: datetime, limit: int, only: int | None = None) -> Taken:
     due = Incident.objects.filter(wake_at__lte=now).order_by("wake_at").values_list("id", flat=True)
-    return len(lifecycle.wakes(list(due[:limit]) if only is None else [only], now))
+    return len(lifecycle.wakes(list(due[:limit]) if only is None else [only], now)), now
 
 
-def _auto_resolves(now: datetime, limit: int, only: int | None = None) -> int:
+def _auto_resolves(now: datetime, limit: int, only: int | None = None) -> Taken:
     due = Incident.objects.filter(auto_resolve_at__lte=now).order_by("auto_resolve_at").values_list("id", flat=True)
-    return len(lifecycle.timeouts(list(due[:limit]) if only is None else [only], now))
+    return len(lifecycle.timeouts(list(due[:limit]) if only is None else [only], now)), now
 
 
 # ---- timeline entries ----------------------------------------------------------------------------------------------------------------
 
 
 @transaction.atomic
-def _timeline(now: datetime, limit: int, only: int | None = None) -> int:
-    ids = set() if only is None else {only}
-    if only is None:
-        with planned_once() as cursor:
-            cursor.execute("SELECT incident_id FROM escalation_timelineentry WHERE handled_at IS NULL ORDER BY id LIMIT %s", [limit])
-            ids = {pk for (pk,) in cursor.fetchall()}
-    if not ids:
-        return 0
-    incidents = _locked_incidents(ids)
+def _timeline(now: datetime, limit: int, only: int | None = None) -> Taken:
+    incidents = _locked(_OF_TIMELINE, [limit]) if only is None else _locked_incidents([only])
     if not incidents:
-        return 0
-    entries = read(
+        return 0, None
+    batch = Batch(now)
+    # Seen only now, under the locks. A new incident's run gets its number in passing.
+    entries = []
+    for entry, number in read_also(
         TimelineEntry,
+        "CASE WHEN t.type = 'i_new' THEN nextval(pg_get_serial_sequence('escalation_run', 'id')) END",
         "FROM escalation_timelineentry t WHERE t.handled_at IS NULL AND t.incident_id = ANY(%s) ORDER BY t.id",
         [list(incidents)],
-    )
-    batch = Batch(now)
+    ):
+        entries.append(entry)
+        if number is not None:
+            batch.numbers.append(number)
     lives: list[Live] = []
     by_incident: dict[int, list[TimelineEntry]] = defaultdict(list)
     for entry in entries:
@@ -407,8 +421,7 @@ def _timeline(now: datetime, limit: int, only: int | None = None) -> int:
     advance(lives + opened, batch)
     batch.notices += status_notices(told, batch)
     batch.handled = [entry.id for entry in entries]
-    write(batch)
-    return len(entries)
+    return len(entries), write(batch)
 
 
 def _redirect(live: Live, entry: TimelineEntry, now: datetime) -> None:
@@ -480,7 +493,7 @@ def _open_runs(opening: Sequence[tuple[Incident, plan.Why]], now: datetime, batc
 
 
 @transaction.atomic
-def _runs(now: datetime, limit: int, only: int | None = None) -> int:
+def _runs(now: datetime, limit: int, only: int | None = None) -> Taken:
     with planned_once() as cursor:
         which = "" if only is None else "AND incident_id = %s"
         cursor.execute(
@@ -489,7 +502,7 @@ def _runs(now: datetime, limit: int, only: int | None = None) -> int:
         )
         due = cursor.fetchall()
     if not due or _backlog_first(due[0][1], now):
-        return 0
+        return 0, None
     incidents = _locked_incidents(incident_id for incident_id, _at in due)
     rows = read(
         Run,
@@ -507,8 +520,7 @@ def _runs(now: datetime, limit: int, only: int | None = None) -> int:
             continue  # its snooze is over: the wake, which writes to the timeline, comes first
         lives.append(live_of(run, incident, known[run.snapshot_id]))
     advance(lives, batch)
-    write(batch)
-    return len(lives)
+    return len(lives), write(batch)
 
 
 def _backlog_first(oldest: datetime, now: datetime) -> bool:
@@ -537,13 +549,13 @@ def fresh() -> None:
 
 
 @transaction.atomic
-def _exhausted(now: datetime, limit: int, only: int | None = None) -> int:
+def _exhausted(now: datetime, limit: int, only: int | None = None) -> Taken:
     pages = Notification.objects.filter(exhausted_at__isnull=False, exhausted_handled_at=None)
     if only is not None:
         pages = pages.filter(topic=only)
     due = list(pages.order_by("exhausted_at").values_list("id", "topic", "run", "layer_idx")[:limit])
     if not due:
-        return 0
+        return 0, None
     incidents = _locked_incidents(topic for _id, topic, _run, _layer in due if topic is not None)
     mine = [row for row in due if row[1] in incidents or row[1] is None]
     last = _last_runs([topic for _id, topic, _run, _layer in mine if topic is not None], incidents)
@@ -570,11 +582,11 @@ def _exhausted(now: datetime, limit: int, only: int | None = None) -> int:
     advance(lives + catch_all(nobody, gettext_noop("the people it was assigned to could not be reached"), batch), batch)
     write(batch)
     Notification.objects.filter(id__in=[row[0] for row in mine]).update(exhausted_handled_at=now)
-    return len(mine)
+    return len(mine), now
 
 
 # In the order of a pass, and of the columns of `_LOOK`.
-_KINDS: dict[str, Callable[..., int]] = {
+_KINDS: dict[str, Callable[..., Taken]] = {
     "wakes": _wakes,
     "auto_resolves": _auto_resolves,
     "timeline": _timeline,

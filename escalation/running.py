@@ -50,6 +50,7 @@ class Batch:
     handled: list[int] = field(default_factory=list)  # timeline entries that were acted on
     alarms: list[str] = field(default_factory=list)
     known: Contexts = field(default_factory=Contexts)
+    numbers: list[int] = field(default_factory=list)  # ids for new runs, drawn already
 
     def note(self, incident: Incident, kind: str, detail: dict[str, Any]) -> None:
         """A line of the timeline that needs no further work."""
@@ -68,7 +69,7 @@ def advance(lives: list[Live], batch: Batch) -> None:
     """Let every run take its step; a layer that reaches nobody gives way to the next at once, a rule without a next one to the catch-all."""
     now, turn = batch.now, list(lives)
     while turn:
-        _number([live for live in turn if live.run.id is None])
+        _number([live for live in turn if live.run.id is None], batch.numbers)
         for live in turn:
             if live.step is None:
                 live.step = plan.step(live.follows.timing, live.state, facts_of(live.incident), now)
@@ -129,13 +130,15 @@ def _reaches(live: Live, layer: int, now: datetime) -> bool:
     return any(targets.resolve(body, severity=severity, event=event, told=live.told.until(layer), now=now).to for event in firsts)
 
 
-def _number(lives: Sequence[Live]) -> None:
+def _number(lives: Sequence[Live], drawn: list[int]) -> None:
     """New runs get their ids before they are written, because what they post names them."""
-    if lives:
+    if len(drawn) < len(lives):
         with planned_once() as cursor:
-            cursor.execute("SELECT nextval(pg_get_serial_sequence('escalation_run', 'id')) FROM generate_series(1, %s)", [len(lives)])
-            for live, (pk,) in zip(lives, cursor.fetchall(), strict=True):
-                live.run.id = pk
+            more = "SELECT nextval(pg_get_serial_sequence('escalation_run', 'id')) FROM generate_series(1, %s)"
+            cursor.execute(more, [len(lives) - len(drawn)])
+            drawn += [pk for (pk,) in cursor.fetchall()]
+    for live in lives:
+        live.run.id = drawn.pop(0)
 
 
 def _gave_up(live: Live, ended: list[Incident], batch: Batch) -> bool:
@@ -293,10 +296,13 @@ WITH runs AS (
 """
 
 
-def write(batch: Batch) -> None:
-    """Everything a pass has decided, set-based. Runs that end are written before those that begin: an incident has one live run."""
-    now = batch.now
-    _number([live for live in batch.saved.values() if live.run.id is None])
+def write(batch: Batch) -> datetime | None:
+    """Everything a pass has decided, set-based; the instant at which the first of its runs is due again.
+
+    Runs that end are written before those that begin: an incident has one live run.
+    """
+    now, first = batch.now, None
+    _number([live for live in batch.saved.values() if live.run.id is None], batch.numbers)
     old: list[dict[str, Any]] = []
     new: list[dict[str, Any]] = []
     for live in batch.saved.values():
@@ -310,6 +316,8 @@ def write(batch: Batch) -> None:
             row |= {
                 "incident": live.incident.id, "snapshot": live.follows.id, "kind": run.kind, "started_at": run.started_at.isoformat(),
             }  # fmt: skip
+        if not over and live.state.due is not None:
+            first = live.state.due if first is None else min(first, live.state.due)
         (new if live.new else old).append(row)
     entries = [{"n": n, "incident": e.incident_id, "type": e.type, "detail": e.detail} for n, e in enumerate(batch.entries)]
     touched = [{"id": i.id, "rule": i.rule_id, "layer_idx": i.layer_idx, "assigned_type": i.assigned_type} for i in batch.touched.values()]
@@ -332,3 +340,4 @@ def write(batch: Batch) -> None:
     # Last: the drain locks addresses before it raises an alarm of its own.
     for text in batch.alarms:
         alarm(text, now)
+    return first

@@ -34,10 +34,8 @@ def _intake(now: datetime) -> float | None:
 
 
 def _engine(now: datetime) -> float | None:
-    done, ahead = engine_.one_pass(now, budget_ms=ENGINE_BUDGET_MS)
-    if done:
-        return 0
-    return None if ahead is None else (ahead - now).total_seconds()
+    _done, ahead = engine_.one_pass(now, budget_ms=ENGINE_BUDGET_MS)
+    return None if ahead is None else max(0.0, (ahead - now).total_seconds())
 
 
 def prune() -> None:
