@@ -130,13 +130,13 @@ def send(claimed: Claimed, now: datetime) -> Result:
         log.exception("sending by channel %s (%s) failed", claimed.channel.id, claimed.channel.kind)
         said = DeliveryError(_("Internal error: %(kind)s.") % {"kind": type(error).__name__}, permanent=False, left=True)
     if isinstance(said, DeliveryError):
-        said.text = _without_address(said.text, claimed.target)
+        said.text = without_address(said.text, claimed.target)
         said.args = (said.text,)
     failed = (rendered.template_id, rendered.error) if rendered.error and rendered.template_id is not None else None
     return Result(claimed, now, round(time.monotonic() - began, 3), said, shown[0], shown[1], failed)
 
 
-def _without_address(text: str, target: str) -> str:
+def without_address(text: str, target: str) -> str:
     """A reason as everybody may read it who sees the incident: servers repeat the address they refuse, phones with and without the plus."""
     if len(target) < 6 or target.startswith(("member:", "device:")):
         return text

@@ -170,6 +170,15 @@ def test_a_provider_may_say_anything_in_its_reason(phones):
         outbox.receipt(phones.voice.id, "x", "exploded", "", phones.scene.now)
 
 
+def test_a_number_that_a_carrier_repeats_is_nobody_elses_to_read(phones):
+    phones.page()
+    phones.scene.run()
+    reason = f"NACK/1280/+{PHONE[1:]} and {PHONE[1:]} are barred"
+    assert outbox.receipt(phones.voice.id, phones.account.calls[0]["sid"], "failed", reason, phones.scene.now)
+    kept = f"{phones.call.reason} {phones.call.log}"
+    assert PHONE[1:] not in kept and "+150****0006" in kept
+
+
 # ---- silence -----------------------------------------------------------------------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ from django.test import Client, RequestFactory
 from django.urls import URLPattern, URLResolver, get_resolver, reverse
 
 from channels_app import addresses, outbox, transport, verification
-from channels_app.compose import _without_address
+from channels_app.compose import without_address
 from channels_app.models import Channel, Delivery, Verification
 from channels_app.sockets import DeliveryError, Guard
 from escalation import engine, targets
@@ -571,9 +571,9 @@ def test_no_text_of_anybody_becomes_a_tag(house: House):
 
 
 def test_a_refusal_that_repeats_the_address_does_not_open_it_to_everybody(house: House):
-    assert _without_address("550 <Zhang@Example.com>: no such user", "zhang@example.com") == "550 <z***@example.com>: no such user"
-    assert _without_address("1234: 8613800138000 is barred", "+8613800138000") == "1234: +861****8000 is barred"
-    assert _without_address("member:7 is away", "member:7") == "member:7 is away"
+    assert without_address("550 <Zhang@Example.com>: no such user", "zhang@example.com") == "550 <z***@example.com>: no such user"
+    assert without_address("1234: 8613800138000 is barred", "+8613800138000") == "1234: +861****8000 is barred"
+    assert without_address("member:7 is away", "member:7") == "member:7 is away"
 
     class Mail(transport.Transport):
         kind = "email"

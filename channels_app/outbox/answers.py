@@ -12,6 +12,7 @@ from django.db import connection, transaction
 from django.utils.translation import gettext_noop
 
 from channels_app import policy
+from channels_app.compose import without_address
 from channels_app.models import Delivery, EarlyReceipt
 from mapping.clock import wake
 from mapping.models import ContactPoint
@@ -77,8 +78,9 @@ def _apply(channel_id: int, message_id: str, state: str, reason: str, now: datet
             row.delivered_at, row.ended_at, row.fallback_at, row.poll_at = now, row.ended_at or now, None, None
             row.save(update_fields=["state", "delivered_at", "ended_at", "reason", "fallback_at", "poll_at"])
         elif state in (Delivery.State.FAILED, BOUNCED) and row.state in (*sent, Delivery.State.DELIVERED) and row.ended_at is not None:
-            row.state, row.reason, row.ended_at = Delivery.State.FAILED, reason, now
-            row.log = [*row.log, [row.attempts, now.timestamp(), 0, "failed", reason]]
+            why = without_address(reason, row.address.target)  # carriers repeat the number, and everybody reads it who sees the incident
+            row.state, row.reason, row.ended_at = Delivery.State.FAILED, why, now
+            row.log = [*row.log, [row.attempts, now.timestamp(), 0, "failed", why]]
             row.fallback_at, row.poll_at = (now if row.is_page and not row.withdrawn else None), None
             row.save(update_fields=["state", "reason", "ended_at", "log", "fallback_at", "poll_at"])
     if state == BOUNCED:

@@ -10,6 +10,7 @@ Sources: RFC 3261 (SIP), 3581 (rport), 3264 and 4566 (SDP), 3550 and 3551 (RTP),
 import array
 import hashlib
 import itertools
+import logging
 import re
 import secrets
 import select
@@ -31,6 +32,8 @@ from django.utils.translation import gettext_lazy
 from channels_app import http, speech, transport
 from channels_app.outcomes import Outcomes
 from channels_app.transport import DeliveryError, Http, Message, Receipt, Transport, Update
+
+log = logging.getLogger(__name__)
 
 T1, T2 = 0.5, 4.0  # RFC 3261: the first and longest wait before a request is sent again over UDP
 AFTER_CANCEL = 5.0
@@ -389,6 +392,9 @@ class _Call:
         except (OSError, ValueError):
             text = _("The connection to %(place)s broke off during the call; the phone may have rung.")
             error = DeliveryError(text % {"place": self.place}, permanent=False, left=True)
+        except Exception as problem:  # a fault of ours, or something nobody has thought of that the far end said: `send` must hear of it
+            log.exception("a call at %s broke off", self.place)
+            error = DeliveryError(_("Internal error: %(kind)s.") % {"kind": type(problem).__name__}, permanent=False, left=True)
         finally:
             self.sock.close()
             self.rtp.close()

@@ -359,3 +359,16 @@ def test_junk_is_no_sip():
     assert found and (found.status, found.get("via"), found.body) == (180, "a ,b", b"body")
     assert re.fullmatch(r"Digest username=.*", sip._credentials(['Digest realm="a, b", nonce="c"'], "u", "p", "INVITE", "sip:x"))
     assert time.monotonic() > 0 and sip._media(b"m=audio 5000 RTP/AVP 0") is None
+
+
+def test_a_call_that_breaks_in_a_way_nobody_thought_of_is_not_taken_for_one_that_rings(trunk, tmp_path, monkeypatch):
+    """Its thread would be gone, and the page wait for its time to be over."""
+    hum(tmp_path, monkeypatch)
+
+    def breaks(*_args) -> None:
+        raise KeyError("strange")
+
+    monkeypatch.setattr(sip._Call, "_invite", breaks)
+    began = time.monotonic()
+    error = refusal(channel(trunk))
+    assert time.monotonic() - began < 2 and error.left and not error.permanent and "KeyError" in error.text
