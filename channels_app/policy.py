@@ -27,6 +27,9 @@ POLL: Final = timedelta(seconds=3)  # until the first question what became of a 
 POLL_LATER: Final = timedelta(seconds=15)  # who can call us is asked only about what it has kept silent about for so long
 POLL_UNTIL: Final = timedelta(minutes=15)
 EARLY: Final = timedelta(minutes=10)  # how long a receipt is kept for a message that we do not know (yet)
+# A relay that refuses everybody must not end everybody's address: no more than so many mailboxes are taken for dead within this time.
+BOUNCES: Final = 5
+BOUNCES_WITHIN: Final = timedelta(minutes=10)
 PROBE_SECONDS: Final = 10  # how long a probe has before the next one goes
 
 MONTH_LOOK: Final = timedelta(minutes=5)  # what waits for the next month is looked at again so often: somebody may have raised the quota

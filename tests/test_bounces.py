@@ -373,6 +373,24 @@ def test_a_page_that_comes_back_takes_its_fallback_and_ends_a_dead_address(scene
     assert (point.bounced_at is None) is usable
 
 
+@pytest.mark.django_db(transaction=True)
+def test_a_relay_that_refuses_everybody_does_not_end_everybodys_address(scene):  # noqa: F811
+    with Mailbox() as relay:
+        settings = {"host": "127.0.0.1", "port": relay.port, "security": "none", "from_email": "oncall@mail.example.com"}
+        mail = Channel.objects.create(kind="email", name="mail", settings=settings, allowed_hosts=[relay.host])
+        addresses = [f"lee{number}@example.com" for number in range(8)]
+        for address in addresses:
+            ContactPoint.objects.create(member=scene.lee, kind="email", value=address, verified_at=scene.now - timedelta(days=1))
+        scene.page(*(outbox.To(mail.id, address, scene.lee.id) for address in addresses))
+        scene.run()
+    rows = list(Delivery.objects.filter(channel=mail, state="sent"))
+    assert len(rows) == 8
+    for row in rows:
+        outbox.receipt(mail.id, row.message_id, "bounced", "550 5.1.1 user unknown", scene.now)
+    assert Delivery.objects.filter(channel=mail, state="failed", fallback_at=scene.now).count() == 8
+    assert ContactPoint.objects.filter(bounced_at=scene.now).count() == 5
+
+
 @pytest.mark.django_db
 def test_a_posted_report_comes_through_the_door(client: Client):
     channel = Channel.objects.create(kind="email", name="mail", settings={"from_email": "oncall@mail.example.com", "bounce_token": TOKEN})
