@@ -322,3 +322,31 @@ def test_a_pattern_is_of_the_whole_setting(kind):
     for name, field in get(kind).Settings.base_fields.items():
         if isinstance(field, forms.RegexField):
             assert field.regex.pattern.startswith(r"\A") and field.regex.pattern.endswith(r"\Z") and field.strip, name
+
+
+# --- what comes in ---------------------------------------------------------------------------------------------------------------------
+
+JUNK = (
+    b"", b"null", b"[]", b"{}", b"[[]]", b"[" * 100_000, b'{"a":' * 50_000, b"1" * 5_000, b"\xff\xfe\x00", b"a=1&" * 500, b'[{"out_id":[]}]',
+    b'{"signature":{"timestamp":"x","token":1,"signature":"\xc3\xbf"}}', b'{"voicekey_callback":[]}', b'[{"sid":{},"report_status":[]}]',
+)  # fmt: skip
+HEADS = (
+    {}, {"content-type": "application/json"}, {"authorization": "Basic !!!"}, {"authorization": "Bearer \xff.\xff.\xff"}, {"authorization": "Bearer a.b.c"},
+    {"x-twilio-signature": "\xff\udc80"}, {"x-twilio-email-event-webhook-signature": "\xff", "x-twilio-email-event-webhook-timestamp": "\xff"},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if hasattr(get(kind), "receive")])
+def test_a_stranger_who_calls_is_refused_without_a_fault_of_ours(kind):
+    """A fault is a page of the log for each call, and a stranger can call as often as they like."""
+    mail = {"host": "h", "port": 25, "security": "none", "from_email": "a@b.example", "bounce_token": "t" * 16, "bounce_key": "k" * 20}
+    channel = get(kind)(mail if kind == "email" else test_of(kind).stage("https://example.com"), Http())
+    for body in JUNK:
+        for head in HEADS:
+            for query in ({}, {"bodySHA256": "١"}):
+                call = transport.Callback("POST", "https://oncall.example.com/callback/k/", query, head, body, page().sent_at)
+                try:
+                    heard = channel.receive(call)
+                except (PermissionError, ValueError):
+                    continue
+                assert not heard.said

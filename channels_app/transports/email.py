@@ -300,7 +300,7 @@ class Email(Transport):
         return ""
 
     def _mailgun(self, callback: Callback) -> list[Update]:
-        said = json.loads(callback.body)
+        said = _json(callback.body)
         if not isinstance(said, dict) or not isinstance(said.get("signature"), dict):
             raise PermissionError("no signature of Mailgun's")
         stamp, token, given = (str(said["signature"].get(name, "")) for name in ("timestamp", "token", "signature"))
@@ -333,7 +333,7 @@ class Email(Transport):
             raise PermissionError("not signed with the verification key") from None
         if not _is_fresh(stamp, callback):
             raise PermissionError("too old")
-        events = json.loads(callback.body)
+        events = _json(callback.body)
         updates = []
         for event in map(_mapping, events if isinstance(events, list) else ()):
             named = f"<{str(event.get('smtp-id') or '').strip('<>')}>"
@@ -435,6 +435,13 @@ def _is_fresh(stamp: str, callback: Callback) -> bool:
     except ValueError:
         return False
     return -300 < age < RETRIED
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
