@@ -48,6 +48,14 @@ def region_of(phone: str) -> str:
     return "" if found in (phonenumbers.REGION_CODE_FOR_NON_GEO_ENTITY, "ZZ") else found
 
 
+def is_premium(phone: str) -> bool:
+    """Whether whoever calls a phone (E.164) pays its owner for it: pages to it would be a way to take our money."""
+    try:
+        return bool(phonenumbers.number_type(phonenumbers.parse(phone)) == phonenumbers.PhoneNumberType.PREMIUM_RATE)
+    except phonenumbers.NumberParseException:
+        return False
+
+
 def find(phone: str) -> Region | None:
     """The row of a phone (E.164); None where there is none, as for satellite phones and international free numbers.
 

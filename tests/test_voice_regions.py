@@ -112,3 +112,10 @@ def test_a_phone_that_cannot_be_called_is_refused_with_whom_to_ask():
     with pytest.raises(ValidationError, match="no region that can be called"):
         ContactPoint(member=lee, kind="phone", value="+80012345678").full_clean()
     ContactPoint(member=lee, kind="phone", value="+86 138 0013 8000").full_clean()
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("phone", ["+19005551234", "+449098790000", "+33899123456"])
+def test_a_number_that_costs_whoever_calls_it_is_nobodys_contact_point(phone):
+    with pytest.raises(ValidationError, match="premium-rate"):
+        ContactPoint(kind="phone", value=phone).clean()

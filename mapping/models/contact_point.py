@@ -85,7 +85,10 @@ class ContactPoint(models.Model):
 
 
 def check_region(phone: str) -> None:
-    """ValidationError with a sentence for people when `phone` (E.164) is in no region that can be called: see voice_regions."""
+    """ValidationError with a sentence for people when `phone` (E.164) is in no region that can be called, or costs whoever calls it: see
+    voice_regions."""
+    if voice_regions.is_premium(phone):
+        raise ValidationError(_("This is a premium-rate number: whoever calls it pays for it. Use another number."), code="premium")
     region = voice_regions.find(phone)
     if region is not None and region.called:
         return
