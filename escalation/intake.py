@@ -194,6 +194,7 @@ class _Batch:
         self.closing: list[_Incident] = []
         self.drafts: dict[int, _Alert] = {}
         self.stale: list[int] = []  # open alerts whose incident is gone or closed: they let go of their keys
+        self.numbers: list[tuple[int, int, bool | None]] = []  # ids for an incident and its alert, and whether its short number is taken
         self.locked: set[tuple[int, str]] = set()  # keys whose incident somebody else holds: their events wait for the next pass
 
     def take(self, event: _Due) -> None:
@@ -492,6 +493,19 @@ def _handle(due: list[_Due], this: _Pass) -> _Batch:
 
 # --- Reading ---------------------------------------------------------------------------------------------------------------
 
+# The incident of each key's open alert, or ids for what a key may open: drawn at once, so that all new rows can be written at once. A number
+# of six digits may be taken by an incident that is still open (not EXISTS, for which a plan may read all open incidents).
+_DRAWN = """
+    SELECT nextval(pg_get_serial_sequence('escalation_incident', 'id')) AS id, nextval(pg_get_serial_sequence('escalation_alert', 'id')) AS alert_id"""
+_TAKEN = "(SELECT true FROM escalation_incident i WHERE i.num = lpad(to_hex(n.id & 16777215), 6, '0') AND i.progress <> 'Closed' LIMIT 1)"
+_KEYS = f"""
+    SELECT a.incident_id, n.id, n.alert_id, {_TAKEN}
+    FROM unnest(%s::bigint[], %s::text[], %s::bool[]) AS k(integration_id, alert_key, opens)
+    LEFT JOIN LATERAL (SELECT incident_id FROM escalation_alert
+        WHERE integration_id = k.integration_id AND alert_key = k.alert_key AND is_open LIMIT 1) a ON true
+    LEFT JOIN LATERAL ({_DRAWN} WHERE k.opens AND a.incident_id IS NULL) n ON true"""
+_IDS = f"SELECT n.id, n.alert_id, {_TAKEN} FROM ({_DRAWN} FROM generate_series(1, %s::int)) n ORDER BY n.id"
+
 # LIMIT 1 keeps the planner at one index look-up per key, however wrong the statistics of the day are.
 _OPEN_ALERTS = """unnest(%s::bigint[], %s::text[]) AS k(integration_id, alert_key), LATERAL (
     SELECT * FROM escalation_alert WHERE integration_id = k.integration_id AND alert_key = k.alert_key AND is_open LIMIT 1) a"""
@@ -508,8 +522,14 @@ def _load(due: list[_Due], this: _Pass) -> _Batch:
             if group := group_key(draft):
                 groups.add((draft.workspace_id, group))
     with planned_once() as cursor:
-        cursor.execute(f"SELECT a.incident_id FROM {_OPEN_ALERTS} WHERE a.incident_id IS NOT NULL", arrays)
-        ids = {row[0] for row in cursor.fetchall()}
+        opening = {(event.integration_id, event.alert_key) for event in due if event.status != OK}
+        cursor.execute(_KEYS, [*arrays, [key in opening for key in keys]])
+        ids: set[int] = set()
+        for incident_id, *numbers in cursor.fetchall():
+            if incident_id is not None:
+                ids.add(incident_id)
+            elif numbers[0] is not None:
+                batch.numbers.append(tuple(numbers))
         if groups:
             pairs = sorted(groups)
             cursor.execute(
@@ -623,11 +643,6 @@ _OLD_ALERTS = f"""
         is_open = x.is_open, event_count = x.event_count
     FROM jsonb_to_recordset(%(old_alerts)s::jsonb) AS x({_ALERT_COLUMNS}) WHERE a.id = x.id"""
 _STALE = "UPDATE escalation_alert SET is_open = false, close_time = %(now)s WHERE id = ANY(%(stale)s)"
-_IDS = """
-    SELECT n.id, n.alert_id, (  -- not EXISTS, for which a plan may read all open incidents
-        SELECT true FROM escalation_incident i WHERE i.num = lpad(to_hex(n.id & 16777215), 6, '0') AND i.progress <> 'Closed' LIMIT 1)
-    FROM (SELECT nextval(pg_get_serial_sequence('escalation_incident', 'id')) AS id,
-                 nextval(pg_get_serial_sequence('escalation_alert', 'id')) AS alert_id FROM generate_series(1, %s::int)) n ORDER BY n.id"""
 _NEW_INCIDENTS = f"""
     INSERT INTO escalation_incident (id, num, workspace_id, title, description, severity, status, progress, labels, impact, root_cause,
         resolution, manual_overrides, group_key, start_time, last_time, end_time, closed_by, auto_resolve_at, assigned_type, alert_count,
@@ -662,7 +677,7 @@ def _write(batch: _Batch) -> None:
     new_alerts = [alert for alert in batch.alerts.values() if alert.id is None]
     with planned_once() as cursor:
         if new_incidents or new_alerts:
-            _number(cursor, new_incidents, new_alerts)
+            _number(cursor, batch.numbers, new_incidents, new_alerts)
         counts = Counter(event.integration_id for event, *_rest in batch.outcomes)
         lasts = {event.integration_id: event.received_at for event, *_rest in batch.outcomes}
         params: dict[str, Any] = {
@@ -697,10 +712,13 @@ def _write(batch: _Batch) -> None:
         wake("engine")
 
 
-def _number(cursor: Any, incidents: list[_Incident], alerts: list[_Alert]) -> None:
-    """Draws the ids of new rows, so that all of them can be written at once."""
-    cursor.execute(_IDS, [max(len(incidents), len(alerts))])
-    rows = cursor.fetchall()
+def _number(cursor: Any, drawn: list[tuple[int, int, bool | None]], incidents: list[_Incident], alerts: list[_Alert]) -> None:
+    """Gives new rows their ids; a key that opened, closed and opened again needs more than were drawn for it."""
+    missing = max(len(incidents), len(alerts)) - len(drawn)
+    rows = drawn
+    if missing > 0:
+        cursor.execute(_IDS, [missing])
+        rows = drawn + cursor.fetchall()
     free = [pk for pk, _alert_id, taken in rows if not taken]
     if len(free) < len(incidents):
         free += lifecycle.take_ids(len(incidents) - len(free))

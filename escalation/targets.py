@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db.models.functions import Lower
 from django.utils.translation import gettext as _
@@ -143,6 +143,16 @@ def _emails(emails: Sequence[str], now: datetime) -> tuple[tuple[outbox.To, ...]
     return tuple(outbox.To(channel_id=channel, target=address) for address in dict.fromkeys(emails)), ()
 
 
+class _Group(NamedTuple):
+    """What matters here of a channel. To make a model of it took longer than to read it."""
+
+    id: int
+    name: str
+    kind: str
+    status: str
+    targets: str  # as JSON
+
+
 def _groups(
     uses: Sequence[Mapping[str, Any]], members: Sequence[int], severity: str, event: str
 ) -> tuple[tuple[outbox.To, ...], tuple[Missing, ...]]:
@@ -154,9 +164,7 @@ def _groups(
             "SELECT id, name, kind, status, targets FROM channels_app_channel WHERE id = ANY(%s::bigint[]) AND owner_id IS NULL",
             [[use["channel"] for use in uses]],
         )
-        channels = {
-            row[0]: Channel(id=row[0], name=row[1], kind=row[2], status=row[3], targets=json.loads(row[4])) for row in cursor.fetchall()
-        }
+        channels = {row[0]: _Group(*row) for row in cursor.fetchall()}
     to, missing = [], []
     for use in uses:
         channel = channels.get(use["channel"])
@@ -164,11 +172,11 @@ def _groups(
             missing.append(Missing(NOT_ENABLED % {"name": channel.name if channel else use["channel"]}, channel=use["channel"]))
             continue
         mentions = _mentions(use, channel, members)
-        to += [outbox.To(channel_id=channel.id, target=target, mentions=mentions) for target in channel.targets or [""]]
+        to += [outbox.To(channel_id=channel.id, target=target, mentions=mentions) for target in json.loads(channel.targets) or [""]]
     return tuple(to), tuple(missing)
 
 
-def _mentions(use: Mapping[str, Any], channel: Channel, members: Sequence[int]) -> tuple[str, ...]:
+def _mentions(use: Mapping[str, Any], channel: _Group, members: Sequence[int]) -> tuple[str, ...]:
     """Whom to @ in the group, as the platform names them: by a mapping table, or by phone where the platform matches phones."""
     if not use["mention"] or not members:
         return ()
