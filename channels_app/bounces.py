@@ -29,6 +29,11 @@ LOOK_SECONDS: Final = 20.0
 
 _ID = re.compile(r"<[^<>\s]{1,300}>")
 _ADDRESS = re.compile(r"[^\s<>()\[\]:;,\"']+@[\w.-]+\w")
+_UNKNOWN = re.compile(
+    r"\b(?:no such|unknown|invalid|non-?existent)\s+(?:\w+\s+)?(?:user|mailbox|recipient|account)\b|\bunroute?able address\b"
+    r"|\b(?:user|mailbox|recipient|account)\b.{0,40}\b(?:unknown|not found|not exist|doesn't exist)\b",
+    re.IGNORECASE | re.DOTALL,
+)
 _STATUS = re.compile(r"\b([245])\.(\d{1,3})\.(\d{1,3})\b")
 
 
@@ -80,7 +85,7 @@ def _read(mail: Mail) -> list[Update]:
             updates.append(Update(message_id, "delivered"))
         elif action == "failed":
             said = _typed(block.get("Diagnostic-Code"))
-            code = _code(str(block.get("Status", "")), said)
+            code = code_in(str(block.get("Status", "")), said)
             asked = {address for name in ("Original-Recipient", "Final-Recipient") for address in _addresses(block, name)}
             # Behind a list or a forward another address may be dead than the one we wrote to.
             gone = is_gone(code) and (not written_to or not asked or bool(written_to & asked))
@@ -100,12 +105,12 @@ def _parts(mail: Mail) -> Iterator[Mail]:
 def is_gone(code: str) -> bool:
     """Whether an enhanced status code (RFC 3463) says of the address itself that it takes no mail, now or later.
 
-    5.1.x but for 5.1.7 to 5.1.9 (there the sender is wrong), 5.2.1 (disabled), 5.4.1 and 5.4.4 (nobody answers for the domain), and 5.0.0, all
-    that some servers say. Not: a full mailbox (5.2.2), a mail too large, a filter or a policy (5.7.x), time that ran out (4.4.7, 5.4.7).
+    5.1.x but for 5.1.7 to 5.1.9 (there the sender is wrong), 5.2.1 (disabled), 5.4.1 and 5.4.4 (nobody answers for the domain).
+    Not: a full mailbox (5.2.2), a mail too large, a filter or a policy (5.7.x), time that ran out (4.4.7, 5.4.7).
     """
     if code.startswith("5.1."):
         return code not in ("5.1.7", "5.1.8", "5.1.9")
-    return code in ("5.0.0", "5.2.1", "5.4.1", "5.4.4")
+    return code in ("5.2.1", "5.4.1", "5.4.4")
 
 
 def reason(server: str, code: str, said: str) -> str:
@@ -130,12 +135,15 @@ def reason(server: str, code: str, said: str) -> str:
     return (_("The mail came back, %(words)s. %(server)s: %(said)s") if server else _("The mail came back, %(words)s: %(said)s")) % values
 
 
-def _code(status: str, said: str) -> str:
-    """The most telling code: a general one (5.0.0, 5.5.0) gives way to a better one in the server's own words."""
-    codes = [found.group() for text in (status, said) if (found := _STATUS.search(text))]
-    if len(codes) == 2 and codes[0][2:] in ("0.0", "5.0") and codes[1][0] == codes[0][0]:
-        return codes[1]
-    return codes[0] if codes else ""
+def code_in(*said: str) -> str:
+    """The enhanced code (RFC 3463) in what a server said, the first that is telling. Some say 5.0.0 of everything, or no code at all: then words
+    that can only mean an unknown mailbox count as 5.1.1. "" where nothing is known."""
+    codes = [found.group() for text in said if (found := _STATUS.search(text))]
+    telling = [code for code in codes if code[2:] not in ("0.0", "5.0")]
+    if telling:
+        return telling[0]
+    failed = not codes or codes[0].startswith("5")
+    return "5.1.1" if failed and any(map(_UNKNOWN.search, said)) else codes[0] if codes else ""
 
 
 def _typed(value: Any) -> str:

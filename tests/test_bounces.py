@@ -67,6 +67,7 @@ def basic(password: str) -> str:
         ("exchange_full", "failed", "the mailbox is full"),
         ("gmail_spam", "failed", "publish SPF, DKIM and DMARC"),
         ("postfix_expired", "failed", "did not take it in time"),
+        ("exim_no_reason", "failed", "did not take it"),
         ("sendmail_general", "bounced", "550 5.1.1"),
         ("forwarded", "failed", "the address takes no mail"),
     ],
@@ -99,13 +100,26 @@ def test_what_is_no_report_says_nothing(raw):
 @pytest.mark.parametrize(
     ("code", "gone"),
     [
-        ("5.1.1", True), ("5.1.2", True), ("5.1.10", True), ("5.2.1", True), ("5.4.4", True), ("5.0.0", True), ("5.2.2", False), ("5.7.1", False),
+        ("5.1.1", True), ("5.1.2", True), ("5.1.10", True), ("5.2.1", True), ("5.4.4", True), ("5.0.0", False), ("5.2.2", False), ("5.7.1", False),
         ("5.1.8", False), ("4.1.1", False), ("4.4.7", False), ("5.4.7", False), ("5.3.4", False), ("", False),
     ],
 )  # fmt: skip
 def test_which_codes_end_an_address(code, gone):
     assert bounces.is_gone(code) is gone
     assert bounces.reason("mx", code, "no").startswith("The mail came back, ")
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        (("5.0.0", "550 5.1.1 no"), "5.1.1"), (("5.0.0", "550 User unknown"), "5.1.1"), (("5.0.0", "550 rejected as spam"), "5.0.0"),
+        (("", "550 No such user here"), "5.1.1"), (("", "550 mailbox <l@e.com> does not exist"), "5.1.1"), (("", "550 blocked"), ""), (("", "550 sender address invalid"), ""),
+        (("5.7.1", "550 5.7.1 unknown user of a list"), "5.7.1"), (("4.0.0", "450 unknown user"), "4.0.0"), (("5.0.0", ""), "5.0.0"), (("", ""), ""),
+        (("5.5.0", "552 5.2.2 full"), "5.2.2"), (("5.0.0", "Unrouteable address"), "5.1.1"),
+    ],
+)  # fmt: skip
+def test_the_most_telling_code_counts(said, code):
+    assert bounces.code_in(*said) == code
 
 
 def test_a_report_that_does_not_name_the_mail_is_known_by_its_own_return_path():

@@ -319,7 +319,7 @@ class Email(Transport):
         status = _mapping(event.get("delivery-status"))
         words = str(status.get("message") or status.get("description") or event.get("reason") or "")
         suppressed = event.get("reason") == "suppress-bounce"  # Mailgun has it on a list, because it bounced before
-        code = "5.1.1" if suppressed else str(status.get("enhanced-code") or "") or _code_in(words)
+        code = "5.1.1" if suppressed else bounces.code_in(str(status.get("enhanced-code") or ""), words)
         return [_returned(f"<{named}>", code, words, "Mailgun")]
 
     def _sendgrid(self, callback: Callback, signature: str) -> list[Update]:
@@ -344,7 +344,7 @@ class Email(Transport):
             elif event.get("event") in ("bounce", "dropped"):
                 words = str(event.get("reason") or "")
                 suppressed = event["event"] == "dropped" and words.lower() in ("bounced address", "invalid")
-                code = "5.1.1" if suppressed else str(event.get("status") or "") or _code_in(words)
+                code = "5.1.1" if suppressed else bounces.code_in(str(event.get("status") or ""), words)
                 # "blocked" is what SendGrid calls a refusal that says nothing of the mailbox.
                 updates.append(
                     _returned(named, "5.7.0" if event.get("type") == "blocked" and bounces.is_gone(code) else code, words, "SendGrid")
@@ -446,12 +446,6 @@ def _json(body: bytes) -> Any:
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _code_in(words: str) -> str:
-    """The enhanced code in a server's answer; of "550 no such user" without one, RFC 3463's for what 550 means."""
-    found = re.search(r"\b[245]\.\d{1,3}\.\d{1,3}\b", words)
-    return found.group() if found else "5.1.1" if re.match(r"\s*550\b.*(?:user|mailbox|recipient|address)", words, re.IGNORECASE) else ""
 
 
 def _returned(message_id: str, code: str, words: str, service: str) -> Update:
