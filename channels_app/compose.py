@@ -188,8 +188,18 @@ def bundled(everybody: Sequence[Claimed], now: datetime) -> tuple[Rendered, int]
     return render_bundle(
         incidents, kind=first.channel.kind, fmt=style.format, language=first.language, limit=room, max_chars=style.max_chars,
         time_zone=first.member.time_zone if first.member else "UTC", default=style.default_texts or None, recipient=first.reader,
-        now=now.timestamp(), holds=first.channel.transport.holds if first.channel.transport is not None else None,
+        now=now.timestamp(), holds=lambda text: _holds(first, text),
     )  # fmt: skip
+
+
+def _holds(claimed: Claimed, text: str) -> bool:
+    """What the transport says; where it breaks on its settings the message is one incident's, and the other channels are claimed for all the same."""
+    opened = claimed.channel.transport
+    try:
+        return opened is None or opened.holds(text)
+    except Exception as error:
+        log.warning("channel %s cannot say what it holds: %s", claimed.channel.id, type(error).__name__)
+        return False
 
 
 def _own_body(claimed: Claimed, context: Mapping[str, Any], now: datetime) -> Rendered:

@@ -572,6 +572,35 @@ def test_a_storm_is_bundled_and_every_incident_is_named(scene):
     assert not Delivery.objects.exclude(state__in=["sent", "bundled"]).exists()
 
 
+def test_a_storm_is_bundled_as_the_transport_counts(scene, monkeypatch):
+    """An SMS of so many parts holds fewer than its characters say, and what were cut away would count as told."""
+    monkeypatch.setattr(Chat, "holds", lambda _self, text: text.count("#") <= 3, raising=True)
+    channel = limited(scene)
+    for topic in range(1, 21):
+        scene.page(outbox.To(channel.id, ""), topic=topic)
+    scene.pass_time(600)
+    assert max(len(message.incidents) for _n, message, _a in Provider.got) == 3
+    assert sorted(one["id"] for _n, message, _a in Provider.got for one in message.incidents) == sorted(
+        hex_id(NOW, topic) for topic in range(1, 21)
+    )
+
+
+def test_a_transport_that_cannot_say_what_it_holds_stops_no_other(scene, monkeypatch):
+    """As with a number in its settings that is none: whoever claims must not die of it."""
+
+    def breaks(_self, text):
+        raise ValueError("invalid literal for int()")
+
+    monkeypatch.setattr(Chat, "holds", breaks, raising=True)
+    channel, other = limited(scene, 2), scene.channel("other")
+    for topic in range(1, 6):
+        scene.page(outbox.To(channel.id, ""), topic=topic)
+    scene.page(outbox.To(other.id, "t1"), topic=9)
+    scene.pass_time(300)
+    assert set(Delivery.objects.values_list("state", flat=True)) == {"sent"}
+    assert all(len(message.incidents) == 1 for _n, message, _a in Provider.got)
+
+
 def test_a_bundle_leaves_out_what_was_acknowledged_and_status_notices(scene):
     channel = limited(scene, 1)
     scene.page(outbox.To(channel.id, ""), topic=1)
