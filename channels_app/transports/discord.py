@@ -141,10 +141,10 @@ class Discord(Transport):
             raise
         if answer.status == 429:
             raise _too_many(answer, reply)
-        code = reply.get("code")
+        code = found if isinstance(found := reply.get("code"), int) else None
         if code in BODY and answer.status in (200, 400):
             return {**reply, "quoted": answer.quote()}
-        if isinstance(code, int) and code in CODES:
+        if code in CODES:
             raise _refusal({**reply, "quoted": answer.quote()}, answer.retry_after())
         http.by_status(answer)
         if isinstance(reply.get("id"), str) and reply["id"]:

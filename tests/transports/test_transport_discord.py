@@ -12,7 +12,7 @@ from templates_app.formats import format_named
 from templates_app.samples import SAMPLE_NOW, VARIANTS, sample
 from tests.fakes.discord import PATH, DiscordHook, problems
 from tests.fakes.message import page
-from tests.fakes.server import Reply
+from tests.fakes.server import Reply, Server
 
 LINK = "https://oncall.example.com/i/a1b2c3"
 LI, HAN, ROLE, THREAD = "174000000000000001", "174000000000000002", "174000000000000003", "174000000000000004"
@@ -238,3 +238,9 @@ def test_addresses_that_are_taken(given, kept, thread):
 )
 def test_settings_that_are_not_taken(given, field, words):
     assert words in " ".join(Discord.check(given)[field])
+
+
+@pytest.mark.parametrize("status", [200, 400])
+def test_a_code_that_is_no_number_is_no_fault_of_ours(status):
+    with Server(Reply(status, {"code": [50035]})) as server, pytest.raises(DeliveryError):
+        Discord(stage(server.url), Http(allowed_hosts=[server.host])).send(page(), "")
