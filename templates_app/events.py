@@ -392,13 +392,17 @@ def bounded(context: Context) -> Context:
 
 def size_of(context: Mapping[str, Any]) -> int:
     """How many bytes a Context takes as JSON in UTF-8, the way it is stored."""
-    return len(json.dumps(context, ensure_ascii=False, separators=(",", ":")).encode())
+    text = _encode(context)
+    return len(text) if text.isascii() else len(text.encode())
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def _shortened(context: Context, texts: int, small: int, items: int, labels: int) -> Context:
-    result: dict[str, Any] = {}
+    given, result = cast(Mapping[str, Any], context), dict[str, Any]()
     for key in Context.__annotations__:
-        value = cast(Mapping[str, Any], context)[key]
+        value = given[key]
         if key == "title":
             result[key] = _cut(" ".join(_clean(value).split()), min(_TITLE, texts))  # one line: a heading in a title is a forged heading
         elif isinstance(value, str):
@@ -415,6 +419,8 @@ def _shortened(context: Context, texts: int, small: int, items: int, labels: int
 
 
 def _nested(value: Any, small: int, items: int, labels: int) -> Any:
+    if value is None or type(value) is int:  # most are
+        return value
     if isinstance(value, str):
         return _cut(_clean(value), small)
     if isinstance(value, list):
@@ -437,7 +443,8 @@ def _labels(labels: Mapping[str, str], small: int, count: int) -> dict[str, str]
 
 def _clean(text: str) -> str:
     """Text that PostgreSQL and every provider take: no NUL, no half of a surrogate pair."""
-    return text.replace("\x00", "").encode("utf-8", "replace").decode("utf-8")
+    text = text.replace("\x00", "")
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _cut(text: str, limit: int) -> str:
@@ -445,7 +452,7 @@ def _cut(text: str, limit: int) -> str:
 
 
 def _whole(url: str) -> str:
-    return url if len(url.encode()) <= MAX_URL else ""
+    return url if len(url if url.isascii() else url.encode()) <= MAX_URL else ""
 
 
 def _seconds(moment: datetime | int | None) -> int:
