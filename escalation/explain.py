@@ -261,7 +261,9 @@ def _pages(deliveries: Sequence[Delivery]) -> list[Line]:
             for delivery in group[:50]
         )
         layer = (
-            _(" (layer %(idx)d)") % {"idx": notification.layer_idx} if notification.layer_idx is not None and notification.is_page else ""
+            _(" (layer %(idx)d)") % {"idx": notification.layer_idx + 1}
+            if notification.layer_idx is not None and notification.is_page
+            else ""
         )
         lines.append(
             Line(
@@ -290,7 +292,7 @@ def sentence(entry: TimelineEntry, names: Mapping[tuple[str, Any], str] | None =
         "i_unack": lambda: _("%(who)s took the acknowledgement back") % {"who": who},
         "i_snooze": lambda: _("%(who)s snoozed it for %(minutes)s minutes") % {"who": who, "minutes": detail.get("minutes", "?")},
         "i_wake": lambda: _("Its snooze is over") if entry.actor is None else _("%(who)s ended the snooze") % {"who": who},
-        "i_escalate": lambda: _("%(who)s escalated it to layer %(idx)s") % {"who": who, "idx": detail.get("layer_idx", "?")},
+        "i_escalate": lambda: _("%(who)s escalated it to layer %(idx)s") % {"who": who, "idx": nth(detail.get("layer_idx"))},
         "i_rslv": lambda: {
             "event": _("Closed: every alert has recovered"),
             "timeout": _("Closed: the time to resolve by itself has come"),
@@ -322,11 +324,16 @@ def sentence(entry: TimelineEntry, names: Mapping[tuple[str, Any], str] | None =
     return entry.type
 
 
+def nth(layer_idx: object) -> int | str:
+    """A layer as people count: rows and the wire begin at 0, texts at 1."""
+    return layer_idx + 1 if isinstance(layer_idx, int) else "?"
+
+
 def _assigned(detail: Mapping[str, Any], people: str, who: str) -> str:
     if detail.get("escalate_rule_name"):
         text = _("Rule “%(rule)s”, layer %(idx)s: %(people)s") % {
             "rule": detail["escalate_rule_name"],
-            "idx": detail.get("layer_idx", 0),
+            "idx": nth(detail.get("layer_idx", 0)),
             "people": people or pgettext("people of a layer", "groups and addresses only"),
         }
         reasons = {
@@ -342,9 +349,9 @@ def _assigned(detail: Mapping[str, Any], people: str, who: str) -> str:
 
 
 def _layer(detail: Mapping[str, Any]) -> str:
-    result, idx = detail.get("result"), detail.get("layer_idx")
+    result, idx = detail.get("result"), nth(detail.get("layer_idx"))
     reason = in_words(str(detail.get("reason", "")))
-    if result in ("unreachable", "partly") and idx is None:
+    if result in ("unreachable", "partly") and detail.get("layer_idx") is None:
         return _("Some of those who were added could not be reached: %(reason)s") % {"reason": reason}
     if result == "unreachable":
         return _("Layer %(idx)s could reach nobody: %(reason)s") % {"idx": idx, "reason": reason}
@@ -431,7 +438,7 @@ def _ahead(story: Story, now: datetime) -> None:
             )
         groups = len({to.channel_id for to in audience.to if to.member_id is None})
         text = _("Layer %(idx)d, %(word)s: %(who)s") % {
-            "idx": page.layer,
+            "idx": page.layer + 1,
             "word": {"refire": _("again"), "escalated": _("escalated")}.get(page.event, _("first page")),
             "who": pgettext("between channels", ", ").join((*named, *([_groups(groups)] if groups else []))),
         }
@@ -489,7 +496,7 @@ def as_text(story: Story) -> str:
         *(
             f"  {at(told.sent_at or told.at)}  {' '.join(filter(None, [told.who, told.channel and f'· {told.channel}', told.address]))}"
             + f" · {told.event_words}"
-            + (f" L{told.layer_idx}" if told.layer_idx is not None else "")
+            + (f" L{told.layer_idx + 1}" if told.layer_idx is not None else "")
             + f" · {told.state_words}"
             + (f" ({told.reason})" if told.reason else "")
             + (f" · {_('attempts')}: {told.attempts}" if told.attempts != 1 else "")

@@ -283,7 +283,7 @@ def _named_layer(rule_id: int, workspace_id: int, layer_idx: int) -> dict[str, A
 
 def _layer(wanted: object, layers: int) -> int:
     if isinstance(wanted, bool) or not isinstance(wanted, int) or not 0 <= wanted < layers:
-        raise Refused("invalid", _("The rule has the layers 0 to %(last)d.") % {"last": layers - 1}, "layer_idx")
+        raise Refused("invalid", _("The rule has no such layer: it has %(count)d.") % {"count": layers}, "layer_idx")
     return wanted
 
 

@@ -415,7 +415,7 @@ def test_a_mail_says_what_happened_who_was_told_and_what_comes_next(world):
     world.pass_time(minutes=5)
     world.expect(("Wang", "email", "escalated"), at=300)
     context = Notification.objects.latest("id").context
-    assert [line["texts"]["en"] for line in context["timeline"]] == ["Incident opened: Critical, db down", "Rule “Rule 0”, layer 0: Lee"]
+    assert [line["texts"]["en"] for line in context["timeline"]] == ["Incident opened: Critical, db down", "Rule “Rule 0”, layer 1: Lee"]
     assert context["timeline"][0]["texts"]["zh-hans"].startswith("故障触发")
     assert [(line["name"], line["by"], line["state"]) for line in context["told"]] == [("Lee", "sandbox_app", "delivered")]
     start = int(START.timestamp())

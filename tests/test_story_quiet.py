@@ -32,7 +32,7 @@ def test_the_escalation_goes_on_meanwhile_and_an_answer_spares_the_morning(world
     world.rule(layer(lee, escalate_window=30), layer(kim, escalate_window=600))
     world.alert("disk is filling", "Warning")
     world.silence()
-    assert [item.text for item in explain.ahead(world.incident(), world.now) if item.what == "page"] == ["Layer 1, escalated: Kim"]
+    assert [item.text for item in explain.ahead(world.incident(), world.now) if item.what == "page"] == ["Layer 2, escalated: Kim"]
     world.pass_time(minutes=30)
     world.expect(("Kim", "app", "escalated"), at=1800)
     world.ack(actor=kim)
@@ -62,7 +62,7 @@ def test_the_plan_ahead_says_who_will_not_be_woken(world):
     world.alert("disk is filling", "Warning")
     world.fresh()
     (planned,) = [item for item in explain.ahead(world.incident(), world.now) if item.what == "page"]
-    assert planned.text == "Layer 1, escalated: Kim (quiet hours until 07:00 UTC)" and planned.who == ("Kim",)
+    assert planned.text == "Layer 2, escalated: Kim (quiet hours until 07:00 UTC)" and planned.who == ("Kim",)
     world.do("close")
 
 

@@ -66,7 +66,7 @@ class Layer(models.Model):
         constraints = [models.UniqueConstraint(fields=["rule", "idx"], name="layer_once", deferrable=models.Deferrable.DEFERRED)]
 
     def __str__(self) -> str:
-        return gettext("layer %(idx)d") % {"idx": self.idx}
+        return gettext("layer %(idx)d") % {"idx": self.idx + 1}
 
 
 class LayerChannel(models.Model):

@@ -101,7 +101,7 @@ class DeliveryAdmin(MachineAdmin):
     @display(description=gettext_lazy("event"))
     def event(self, row: Delivery) -> str:
         layer = row.notification.layer_idx
-        return _event_words(row.notification) + (f" · L{layer}" if layer is not None else "")
+        return _event_words(row.notification) + (f" · L{layer + 1}" if layer is not None else "")
 
     @display(description=gettext_lazy("incident"))
     def incident(self, row: Any) -> str:

@@ -67,9 +67,13 @@ class SnoozeForm(forms.Form):
 
 class EscalateForm(forms.Form):
     layer_idx = forms.IntegerField(
-        label=gettext_lazy("Layer"), min_value=0, max_value=99, required=False, widget=UnfoldAdminIntegerFieldWidget(),
-        help_text=gettext_lazy("Empty: the next one. The first layer is 0."),
+        label=gettext_lazy("Layer"), min_value=1, max_value=99, required=False, widget=UnfoldAdminIntegerFieldWidget(),
+        help_text=gettext_lazy("Empty: the next one. The first layer is 1."),
     )  # fmt: skip
+
+    def clean_layer_idx(self) -> int | None:
+        number: int | None = self.cleaned_data["layer_idx"]
+        return None if number is None else number - 1  # people count from 1, rows from 0
 
 
 class AssignForm(forms.Form):

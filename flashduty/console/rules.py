@@ -465,7 +465,7 @@ class RuleAdmin(VisibleAdmin):
     def parts(self, obj: Any) -> Iterator[tuple[str, models.Model]]:
         uses = Prefetch("channels", LayerChannel.objects.select_related("channel", "mapping_table").order_by("id"))
         for layer in obj.layers.prefetch_related("members", "teams", uses).order_by("idx"):
-            words = _("layer %(idx)d · ") % {"idx": layer.idx}
+            words = _("layer %(idx)d · ") % {"idx": layer.idx + 1}
             yield words, layer
             for use in layer.channels.all():
                 yield f"{words}{use.channel} · ", use
