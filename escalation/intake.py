@@ -92,7 +92,7 @@ def _insert(statement: str, params: list[Any]) -> None:
     connection.health_check_done = True  # type: ignore[attr-defined]
     for delay in (*_RECONNECT_AFTER, None):
         try:
-            with connection.cursor() as cursor:
+            with planned_once() as cursor:
                 cursor.execute(statement, params)
             return
         except (OperationalError, InterfaceError):

@@ -6,7 +6,7 @@ from channels_app.models.channel import Channel
 
 
 class Address(models.Model):
-    channel = models.ForeignKey(Channel, on_delete=models.CASCADE, related_name="addresses")
+    channel = models.ForeignKey(Channel, on_delete=models.CASCADE, related_name="addresses", db_index=False)
     target = models.CharField(max_length=300, blank=True)  # a phone, a mailbox, a chat id; "" = the channel itself (a group bot, a webhook)
     # When the last messages were sent, one list of Unix seconds per limit that applies: {"20/60": [t, ...]} (channels_app.limits).
     buckets = models.JSONField(default=dict)

@@ -9,7 +9,7 @@ from escalation.models.workspace import SEVERITIES, InWorkspace
 
 class Alert(InWorkspace):
     integration = models.ForeignKey(Integration, on_delete=models.PROTECT, related_name="alerts")
-    incident = models.ForeignKey("escalation.Incident", null=True, on_delete=models.SET_NULL, related_name="alerts")
+    incident = models.ForeignKey("escalation.Incident", null=True, on_delete=models.SET_NULL, related_name="alerts", db_index=False)
     alert_key = models.CharField(max_length=255)
     title = models.CharField(_("title"), max_length=512)
     description = models.TextField(_("description"), blank=True)

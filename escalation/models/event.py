@@ -16,7 +16,7 @@ class Event(models.Model):
         DROPPED = "dropped", _("not taken")  # outcome_detail says why: its workspace is disabled
         FAILED = "failed", _("could not be processed")
 
-    integration = models.ForeignKey(Integration, on_delete=models.PROTECT, related_name="events")
+    integration = models.ForeignKey(Integration, on_delete=models.PROTECT, related_name="events", db_index=False)
     received_at = models.DateTimeField()
     alert_key = models.CharField(max_length=255)
     status = models.CharField(max_length=10)  # Critical | Warning | Info | Ok
@@ -24,7 +24,7 @@ class Event(models.Model):
     raw = models.BinaryField(null=True)  # as received, for events that came alone
     outcome = models.CharField(max_length=12, choices=Outcome.choices, null=True)  # noqa: DJ001  NULL = due
     outcome_detail = models.CharField(max_length=300, blank=True)
-    alert = models.ForeignKey("escalation.Alert", null=True, on_delete=models.SET_NULL, related_name="events")
+    alert = models.ForeignKey("escalation.Alert", null=True, on_delete=models.SET_NULL, related_name="events", db_index=False)
     processed_at = models.DateTimeField(null=True)
 
     class Meta:

@@ -39,7 +39,8 @@ class Incident(InWorkspace):
     auto_resolve_at = models.DateTimeField(null=True)
     # Who has it: people it was assigned to directly, or the rule that assigns it.
     assigned_type = models.CharField(max_length=10, blank=True)  # assign | reassign | escalate | reopen
-    rule = models.ForeignKey("escalation.EscalationRule", null=True, on_delete=models.SET_NULL, related_name="+")
+    # No index: the first page writes it, and a row whose indexed columns stay is written without touching any of its indexes.
+    rule = models.ForeignKey("escalation.EscalationRule", null=True, on_delete=models.SET_NULL, related_name="+", db_index=False)
     layer_idx = models.SmallIntegerField(null=True)
     alert_count = models.IntegerField(_("alerts"), default=0)
     version = models.IntegerField(default=0)  # counts moves: two people acting in the same millisecond leave one truth

@@ -7,7 +7,7 @@ from escalation.models.incident import Incident
 
 
 class TimelineEntry(models.Model):
-    incident = models.ForeignKey(Incident, on_delete=models.CASCADE, related_name="timeline")
+    incident = models.ForeignKey(Incident, on_delete=models.CASCADE, related_name="timeline", db_index=False)
     type = models.CharField(max_length=20)  # the reference's: i_new, i_assign, i_ack, i_rslv, ...
     actor = models.ForeignKey(
         settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+"
