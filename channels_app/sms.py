@@ -3,6 +3,7 @@
 Source: 3GPP TS 23.038 (alphabets) and 23.040 (concatenation). A part holds 160 septets of the GSM alphabet or 70 UTF-16 units, and 7 septets
 or 3 units less where a message has several; neither an escaped character nor a surrogate pair is ever divided between two parts."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -55,16 +56,22 @@ def simplify(text: str) -> str:
     return plain if segments(plain).encoding == "GSM-7" else text
 
 
-def fit(text: str, most: int, keep: str = "") -> str:
+def parts(text: str) -> int:
+    """How many parts `text` is sent in, where it goes in the GSM alphabet if it can."""
+    return segments(text).count
+
+
+def fit(text: str, most: int, keep: str = "", count: Callable[[str], int] = parts) -> str:
     """`text` in at most `most` parts: what is too much is cut at the end, at a space where one is near, and `keep` (a link to the rest) follows
-    the dots. `keep` is never cut; a text that fits is returned as it is."""
-    if segments(text).count <= most:
+    the dots. `keep` is never cut; a text that fits is returned as it is. `count` says how many parts a text has, where that is not for the
+    text alone to decide (an alphabet that somebody has chosen)."""
+    if count(text) <= most:
         return text
     tail = f"... {keep}" if keep else "..."
     low, high = 0, len(text)
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if segments(text[:middle] + tail).count <= most else (low, middle - 1)
+        low, high = (middle, high) if count(text[:middle] + tail) <= most else (low, middle - 1)
     head = text[:low].rstrip()
     word = head.rfind(" ")
     if word > len(head) * 3 // 4:

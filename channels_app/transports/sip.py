@@ -31,7 +31,7 @@ from django.utils.translation import gettext_lazy
 
 from channels_app import http, speech, transport
 from channels_app.outcomes import Outcomes
-from channels_app.transport import DeliveryError, Http, Message, Receipt, Transport, Update
+from channels_app.transport import DeliveryError, Http, Limit, Message, Receipt, Transport, Update
 
 log = logging.getLogger(__name__)
 
@@ -173,6 +173,9 @@ class Sip(Transport):
     reach = "phone"
     person = True
     format = "voice"
+    # A second page would run into the call that still rings at the same phone: it waits, and takes along what comes meanwhile. Two new calls
+    # a second is what trunks take that say nothing of it.
+    limits = (Limit(1, 30), Limit(2, 1, "channel"))
     concurrency = 1
     max_chars = 600
     secret = frozenset({"password"})

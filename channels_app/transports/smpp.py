@@ -222,7 +222,7 @@ class Smpp(Transport):
         self.outcomes = Outcomes(f"smpp {settings['host']}:{settings['port']} {settings['system_id']}")
 
     def holds(self, text: str) -> bool:
-        return sms.segments(sms.simplify(text)).count <= int(self.settings.get("most_parts") or 6)
+        return self._count(sms.simplify(text)) <= int(self.settings.get("most_parts") or 6)
 
     @classmethod
     def measure(cls, text: str) -> str:
@@ -257,8 +257,8 @@ class Smpp(Transport):
             raise DeliveryError(_("“%(address)s” is not a phone number.") % {"address": address}, permanent=True)
         settings = self.settings
         most = int(settings.get("most_parts") or 6)
-        text = sms.fit(simple := sms.simplify(message.text), most, message.url)
-        parts, coding = encoded(text, str(settings.get("alphabet") or "gsm"))
+        text = sms.fit(simple := sms.simplify(message.text), most, message.url, self._count)
+        parts, coding = self._encoded(text)
         sender = str(settings["sender"])
         common = {
             "service_type": str(settings.get("service_type") or ""),
@@ -277,6 +277,13 @@ class Smpp(Transport):
         fields = [common | part for part in _laid_out(parts, reference, str(settings.get("long_messages") or "udh"))]
         fields[-1]["registered_delivery"] = int(self._wants_receipts())
         return fields, detail
+
+    def _encoded(self, text: str) -> tuple[list[bytes], int]:
+        return encoded(text, str(self.settings.get("alphabet") or "gsm"))
+
+    def _count(self, text: str) -> int:
+        """The parts of `text` in the alphabet it is sent in here, which may be UCS-2 for a text that GSM could hold."""
+        return len(self._encoded(text)[0])
 
     def _wants_receipts(self) -> bool:
         return not self.settings.get("no_receipts") and self.settings.get("bind") != "transmitter"

@@ -255,7 +255,8 @@ class TwilioVoice(Twilio):
     things = "Calls"
     format = "voice"
     # A new account starts one call a second. Twilio would keep the others in a queue that nobody sees; ours has deadlines.
-    limits = (Limit(1, 1, "channel"),)
+    # And a second page would run into the call that still rings at the same phone: it waits, and takes along what comes meanwhile.
+    limits = (Limit(1, 30), Limit(1, 1, "channel"))
     concurrency = 1
     max_chars = 1500  # the text stands in the TwiML twice, and & or < take four or five of its 4000 characters
     fallback_kinds = ("sms", "email")

@@ -94,6 +94,16 @@ def test_a_text_beyond_all_parts_keeps_its_link(centre):
     assert "2 SMS parts" in Smpp.measure("x" * 200)
 
 
+@pytest.mark.parametrize(("alphabet", "letters"), [("ucs2", "plain "), ("latin1", "Ω and $ "), ("latin1", "plain ")])
+def test_the_parts_are_those_of_the_alphabet_that_is_sent(centre, alphabet, letters):
+    sender = channel(centre, alphabet=alphabet, most_parts=2)
+    assert sender.send(page(text=letters * 200), PHONE).detail == "shortened to 2 parts"
+    assert len(centre.said) == 2 and centre.texts()[0].endswith(f"... {page().url}")
+    most = 134 if centre.said[0].data_coding == 8 else 306
+    assert most - 12 <= len(centre.texts()[0]) <= most
+    assert sender.holds((letters * 200)[:most]) and not sender.holds((letters * 200)[: most + 1])
+
+
 @pytest.mark.parametrize(("sender", "ton", "npi", "source"), [("+4915112345", 1, 1, "4915112345"), ("10690", 0, 0, "10690"), ("Flashduty", 5, 0, "Flashduty")])  # fmt: skip
 def test_senders(centre, sender, ton, npi, source):
     channel(centre, sender=sender).send(page(), PHONE)
