@@ -6,8 +6,8 @@ Source: DingTalk Open Platform, "Custom robot access" and its table of error cod
 import base64
 import hashlib
 import hmac
-import json
 import re
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -18,7 +18,7 @@ from django.utils import translation
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from channels_app import http, transport
+from channels_app import chat, http, transport
 from channels_app.transport import DeliveryError, Limit, Message, Receipt, Transport
 
 MAX_BODY = 20_000  # bytes of the whole request
@@ -91,10 +91,9 @@ class Settings(transport.Settings):
     )
 
     def clean_url(self) -> str:
-        url = str(self.cleaned_data["url"]).strip()
-        parts = http.split_url(url)
-        if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValidationError(_("Paste the whole webhook address; it begins with https://oapi.dingtalk.com/robot/send."))
+        _url, parts = chat.webhook(
+            self.cleaned_data["url"], _("Paste the whole webhook address; it begins with https://oapi.dingtalk.com/robot/send."), HOSTS
+        )
         if parts.path.rstrip("/") != "/robot/send":
             raise ValidationError(
                 _("A group bot's address has the form https://oapi.dingtalk.com/robot/send?access_token= and a long key.")
@@ -102,8 +101,6 @@ class Settings(transport.Settings):
         token = dict(parse_qsl(parts.query)).get("access_token", "").strip()
         if not re.fullmatch(r"[A-Za-z0-9_-]{8,}", token):
             raise ValidationError(_("The key is missing: the address ends with access_token= and a long row of letters and digits."))
-        if parts.scheme == "http" and parts.hostname.endswith(HOSTS):
-            raise ValidationError(_("The address must begin with https://."))
         # A timestamp and a signature that were pasted along would be found before ours, and are old.
         return f"{parts.scheme}://{parts.netloc}/robot/send?{urlencode({'access_token': token})}"
 
@@ -148,17 +145,7 @@ class DingTalk(Transport):
             timestamp = str(int(message.sent_at.timestamp() * 1000))
             url += f"&timestamp={timestamp}&sign={quote(sign(timestamp, str(self.settings['secret'])), safe='')}"
         answer = self.http.post(url, json=body)
-        if answer.status >= 300:
-            _judge_code(answer)  # says more than the status, where it is there
-        http.by_status(answer)
-        code = _code(answer.json())
-        if code is None:
-            _judge_code(answer)
-            raise DeliveryError(
-                _("%(host)s answered without a code: %(body)s") % {"host": answer.host, "body": answer.quote()}, permanent=False, left=True
-            )
-        _judge_code(answer)
-        if code:
+        if chat.code_of(answer, _judge_code, _code):
             raise DeliveryError(_("DingTalk refused the message: %(body)s") % {"body": answer.quote()}, permanent=False)
 
     def compose(self, message: Message, room: int = MAX_BODY) -> tuple[dict[str, Any], str]:
@@ -169,33 +156,31 @@ class DingTalk(Transport):
             title = " ".join((message.subject or message.title).split())[:200] or keyword
             # Only markdown is known to call people by phone, and a bundle has a link for each incident.
             single = len(message.incidents) <= 1
-            buttons = _buttons(message) if single and not mobiles else []
-            links = _buttons(message) if single and not buttons else []
+            buttons = chat.links(message) if single and not mobiles else []
+            links = chat.links(message) if single and not buttons else []
             calls = " ".join(f"@{mobile}" for mobile in mobiles)
-            text, is_cut = _within(message.text, room - _size(_body(title, "", [_line(links), calls, keyword], buttons, mobiles)))
+            text, is_cut = _within(
+                message.text, room - chat.json_size(_body(title, "", [chat.line(links), calls, keyword], buttons, mobiles))
+            )
             links = [(label, url) for label, url in links if f"({url})" not in text]  # most templates have them
             # The # of a colour is no keyword that anybody reads.
-            tail = [_line(links), calls, keyword if keyword not in _UNSEEN.sub("", text) else ""]
+            tail = [chat.line(links), calls, keyword if keyword not in _UNSEEN.sub("", text) else ""]
             detail = [_("shortened to %(size)s bytes") % {"size": f"{room:,}"}] if is_cut else []
             if nobody:
                 detail.append(_("not mentioned: %(names)s") % {"names": ", ".join(nobody)})
         return _body(title, text, tail, buttons, mobiles), "; ".join(detail)
 
 
-def _line(links: list[tuple[str, str]]) -> str:
-    return " | ".join(f"[{label}]({url})" for label, url in links)
-
-
 def _within(text: str, room: int) -> tuple[str, bool]:
     """`text` in at most `room` bytes of JSON, and whether it had to be cut."""
-    if _size(text) <= room:
+    if chat.json_size(text) <= room:
         return text, False
     # Each of these takes two bytes in JSON; with look-alikes of one byte everything may still be said.
     text = text.translate({ord('"'): "'", ord("\\"): "/"})
-    if _size(text) <= room:
+    if chat.json_size(text) <= room:
         return text, False
     words = "\n\n" + _("… shortened")
-    return cut(text, room - _size(words) - 20) + words, True  # 20: what closes a colour and a bold word
+    return cut(text, room - chat.json_size(words) - 20) + words, True  # 20: what closes a colour and a bold word
 
 
 def _body(title: str, text: str, tail: list[str], buttons: list[tuple[str, str]], mobiles: list[str]) -> dict[str, Any]:
@@ -285,34 +270,12 @@ def _mobiles(mentions: tuple[str, ...]) -> tuple[list[str], list[str]]:
 
 
 def cut(text: str, size: int) -> str:
-    """The beginning of a markdown text that takes at most `size` bytes of JSON, at the end of a line where that costs little."""
-    low, high = 0, len(text)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if _size(text[:middle]) <= size else (low, middle - 1)
-    kept = text[:low]
-    line, _newline, rest = kept.rpartition("\n")
-    kept = line.rstrip() if line and len(rest) < low // 4 else _HALF.sub("", kept)
-    kept += "</font>" if kept.count("<font") > kept.count("</font>") else ""
-    return kept + "**" if kept.rpartition("\n")[2].count("**") % 2 else kept
+    """The beginning of a markdown text that takes at most `size` bytes of JSON."""
+    return chat.cut_markdown(text, size, chat.json_size, _HALF, tags=("font",))
 
 
-def _size(value: Any) -> int:
-    return len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace"))
-
-
-def _code(reply: dict[str, Any]) -> int | None:
+def _code(reply: Mapping[str, Any]) -> int | None:
     code = reply.get("errcode")  # a number; the documentation's own example has it as text
     if isinstance(code, str) and re.fullmatch(r"-?\d{1,9}", code):
         return int(code)
     return code if isinstance(code, int) and not isinstance(code, bool) else None
-
-
-def _buttons(message: Message) -> list[tuple[str, str]]:
-    if not message.url:
-        return []
-    buttons = [(_("Detail"), message.url)]
-    if message.event in ("triggered", "escalated", "refire") and message.incidents:
-        # Only preselects the button of the page behind: link scanners open addresses too.
-        buttons.insert(0, (_("Acknowledge"), f"{message.url}{'&' if '?' in message.url else '?'}ack=1"))
-    return buttons

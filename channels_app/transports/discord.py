@@ -13,7 +13,7 @@ from django.utils import translation
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from channels_app import http, transport
+from channels_app import chat, http, transport
 from channels_app.transport import DeliveryError, Limit, Message, Receipt, Transport
 
 CONTENT = 2000
@@ -25,7 +25,7 @@ _PATH = re.compile(r"((?:/[^?#]*)?/api(?:/v\d{1,2})?/webhooks/\d{5,25}/[A-Za-z0-
 _ID = re.compile(r"\d{15,22}")
 _ESCAPED = {ord(char): f"\\{char}" for char in "\\`*_{}[]()<>#+!|~-"}
 _AT = re.compile(r"@(?=\w)")
-_HALF = re.compile(r"((?<!\\)\[(?:[^\[\]\\]|\\.){0,3000}(?:\](?:\([^()]{0,3000})?)?)$")
+_HALF = re.compile(r"(\\+|(?<!\\)\[(?:[^\[\]\\]|\\.){0,3000}(?:\](?:\([^()]{0,3000})?)?)$")
 _COLOURS = {"Critical": 0xD93026, "Warning": 0xE8710A, "Info": 0x1A73E8, "Ok": 0x188038}
 
 # What Discord has against the body: the same words as content alone are tried at once.
@@ -72,15 +72,11 @@ class Settings(transport.Settings):
     )
 
     def clean_url(self) -> str:
-        url = str(self.cleaned_data["url"]).strip()
-        parts = http.split_url(url)
-        if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValidationError(_("Paste the whole webhook address; it begins with https://discord.com/api/webhooks/."))
+        _url, parts = chat.webhook(
+            self.cleaned_data["url"], _("Paste the whole webhook address; it begins with https://discord.com/api/webhooks/."), HOSTS
+        )
         if not (match := _PATH.fullmatch(parts.path)):
             raise ValidationError(_("A webhook's address has the form https://discord.com/api/webhooks/, a number, and a long key."))
-        # A proxy of one's own may stand before Discord; Discord itself is never spoken to in the clear.
-        if parts.scheme == "http" and parts.hostname.endswith(HOSTS):
-            raise ValidationError(_("The address must begin with https://."))
         thread = re.search(r"(?:^|&)thread_id=(\d+)", parts.query)
         host = "discord.com" if parts.hostname == "discordapp.com" else parts.netloc  # the old name only redirects
         return f"{parts.scheme}://{host}{match[1]}" + (f"?thread_id={thread[1]}" if thread else "")
@@ -190,7 +186,7 @@ def compose(message: Message) -> tuple[dict[str, Any], str]:
         if _units(text) > EMBED:
             text = cut(text, EMBED - 40) + "\n" + _("… shortened")
             detail = _("shortened to %(count)d characters") % {"count": EMBED}
-        buttons = _buttons(message)
+        buttons = [{"type": 2, "style": 5, "label": label[:80], "url": url} for label, url in chat.links(message) if len(url) <= BUTTON_URL]
         link = f"<{message.url}>" if message.url and not buttons and len(message.url) < 1000 else ""
         if unknown:
             detail = "; ".join(filter(None, [detail, _("not mentioned (no Discord id): %(names)s") % {"names": ", ".join(unknown)}]))
@@ -217,16 +213,8 @@ def plain(message: Message) -> dict[str, Any]:
 
 
 def cut(text: str, size: int) -> str:
-    """The beginning of a Discord markdown text, at the end of a line where that costs little; no escape, link or bold is left half."""
-    kept = text.encode("utf-16-le", "surrogatepass")[: 2 * (size - 2)].decode("utf-16-le", "ignore")  # two for stars
-    line, _newline, rest = kept.rpartition("\n")
-    if line and len(rest) < len(kept) // 4:
-        return line
-    kept = _HALF.sub("", kept)
-    if (len(kept) - len(kept.rstrip("\\"))) % 2:
-        kept = kept[:-1]
-    last = re.sub(r"\\.", "", kept.rpartition("\n")[2])
-    return kept + "**" if last.count("**") % 2 else kept
+    """The beginning of a Discord markdown text with at most `size` characters as Discord counts them."""
+    return chat.cut_markdown(text, size - 2, _units, _HALF, escapes=True)
 
 
 def _units(text: str) -> int:
@@ -259,11 +247,3 @@ def _mentions(message: Message) -> tuple[list[str], list[str], str, list[str]]:
 
 def _colour(message: Message) -> int:
     return _COLOURS["Ok"] if message.event == "closed" else _COLOURS.get(message.severity, 0x5F6368)
-
-
-def _buttons(message: Message) -> list[dict[str, Any]]:
-    links = [(_("Detail"), message.url)]
-    if message.event in ("triggered", "escalated", "refire") and len(message.incidents) <= 1:
-        # Only preselects the button of the page behind: link scanners open addresses too.
-        links.insert(0, (_("Acknowledge"), f"{message.url}{'&' if '?' in message.url else '?'}ack=1"))
-    return [{"type": 2, "style": 5, "label": label[:80], "url": url} for label, url in links if message.url and len(url) <= BUTTON_URL]

@@ -5,8 +5,8 @@ Source: Feishu Open Platform, "Custom bot usage guide". A refusal comes as HTTP 
 import base64
 import hashlib
 import hmac
-import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from django import forms
@@ -15,7 +15,7 @@ from django.utils import translation
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from channels_app import http, transport
+from channels_app import chat, http, transport
 from channels_app.transport import DeliveryError, Limit, Message, Receipt, Transport
 
 MAX_BODY = 20_000  # the provider's 20 KB, in the smaller reading
@@ -73,19 +73,15 @@ class Settings(transport.Settings):
     )
 
     def clean_url(self) -> str:
-        url = str(self.cleaned_data["url"]).strip()
-        parts = http.split_url(url)
-        if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValidationError(
-                _("Paste the whole webhook address; it begins with https://open.feishu.cn/ or https://open.larksuite.com/.")
-            )
+        url, parts = chat.webhook(
+            self.cleaned_data["url"],
+            _("Paste the whole webhook address; it begins with https://open.feishu.cn/ or https://open.larksuite.com/."),
+            HOSTS,
+        )
         if parts.path.startswith("/open-apis/bot/hook/"):
             raise ValidationError(_("This is an address of the old kind of bot; add a custom bot to the group and paste its address."))
         if not _PATH.fullmatch(parts.path):
             raise ValidationError(_("A group bot's address has the form https://open.feishu.cn/open-apis/bot/v2/hook/ and a long key."))
-        # Feishu also runs in companies' own data centres, so another host is allowed; the known ones are never spoken to in the clear.
-        if parts.scheme == "http" and parts.hostname.endswith(HOSTS):
-            raise ValidationError(_("The address must begin with https://."))
         return url
 
     def clean_keyword(self) -> str:
@@ -108,7 +104,7 @@ class Feishu(Transport):
     Settings = Settings
 
     def holds(self, text: str) -> bool:
-        return _size(text) <= self.max_bytes  # backslashes and quotes take two bytes in JSON
+        return chat.json_size(text) <= self.max_bytes  # backslashes and quotes take two bytes in JSON
 
     def send(self, message: Message, address: str) -> Receipt:
         body, detail = self.compose(message)
@@ -116,7 +112,7 @@ class Feishu(Transport):
             self._hand_over(body, message)
         except _TooLong:
             # One code stands for a message that is too long and for one it cannot read: a short one is worth a try.
-            if _size(body) <= MAX_BODY // 4:
+            if chat.json_size(body) <= MAX_BODY // 4:
                 raise
             body, detail = self.compose(message, MAX_BODY // 2)
             self._hand_over(body, message)
@@ -127,16 +123,7 @@ class Feishu(Transport):
             timestamp = str(int(message.sent_at.timestamp()))
             body = body | {"timestamp": timestamp, "sign": sign(timestamp, str(self.settings["secret"]))}
         answer = self.http.post(self.settings["url"], json=body)
-        if answer.status >= 300:
-            _judge_code(answer)  # says more than the status, where it is there
-        http.by_status(answer)
-        code = _code(answer.json())
-        if not isinstance(code, int) or isinstance(code, bool):
-            raise DeliveryError(
-                _("%(host)s answered without a code: %(body)s") % {"host": answer.host, "body": answer.quote()}, permanent=False, left=True
-            )
-        _judge_code(answer)
-        if code:
+        if chat.code_of(answer, _judge_code, _code):
             raise DeliveryError(_("Feishu refused the message: %(body)s") % {"body": answer.quote()}, permanent=False)
 
     def compose(self, message: Message, most: int = MAX_BODY) -> tuple[dict[str, Any], str]:
@@ -154,15 +141,15 @@ class Feishu(Transport):
                 "header": {"template": _colour(message), "title": {"tag": "plain_text", "content": title or keyword}},
                 "elements": [{"tag": "div", "text": {"tag": "lark_md", "content": ""}}, *_buttons(message)],
             }
-            room = most - 200 - _size(card) - _size(tail)  # 200: the frame, signature and timestamp
+            room = most - 200 - chat.json_size(card) - chat.json_size(tail)  # 200: the frame, signature and timestamp
             text, is_cut = message.text, False
-            if _size(text) > room:
+            if chat.json_size(text) > room:
                 # Each of these takes two bytes in JSON; with a look-alike of one byte everything may still be said.
                 text = text.replace('"', "'")
-            if _size(text) > room:
+            if chat.json_size(text) > room:
                 # A keyword further down would be cut away with it.
                 tail = tail if keyword in tail else f"{tail} {keyword}".strip()
-                text, is_cut = cut(text, room - _size(keyword) - 60) + "\n" + _("… shortened"), True
+                text, is_cut = cut(text, room - chat.json_size(keyword) - 60) + "\n" + _("… shortened"), True
         card["elements"][0]["text"]["content"] = f"{text}\n{tail}" if tail else text  # type: ignore[index]
         detail = _("shortened to %(size)s bytes") % {"size": f"{most:,}"} if is_cut else ""
         if more:
@@ -175,9 +162,8 @@ class Feishu(Transport):
 def _judge_code(answer: http.Answer) -> None:
     """Raise what a code of the provider's table means; nothing where there is no code of it."""
     try:
-        code = _code(answer.json())
-        sentence, permanent, wait = CODES[code]
-    except (DeliveryError, KeyError, TypeError):
+        sentence, permanent, wait = CODES[code := _code(answer.json()) or 0]
+    except (DeliveryError, KeyError):
         return
     raise (_TooLong if code == _TOO_LONG else DeliveryError)(
         _("Feishu refused the message (code %(code)d): %(why)s.") % {"code": code, "why": sentence},
@@ -197,25 +183,13 @@ def sign(timestamp: str, secret: str) -> str:
 
 
 def cut(text: str, size: int) -> str:
-    """The beginning of a lark_md text that takes at most `size` bytes of JSON, at the end of a line where that costs little."""
-    low, high = 0, len(text)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if _size(text[:middle]) <= size else (low, middle - 1)
-    kept = text[:low]
-    line, _newline, rest = kept.rpartition("\n")
-    if line and len(rest) < low // 4:
-        return line
-    kept = _HALF.sub("", kept)
-    return kept + "**" if kept.rpartition("\n")[2].count("**") % 2 else kept
+    """The beginning of a lark_md text that takes at most `size` bytes of JSON."""
+    return chat.cut_markdown(text, size, chat.json_size, _HALF)
 
 
-def _size(value: Any) -> int:
-    return len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace"))
-
-
-def _code(reply: dict[str, Any]) -> Any:
-    return reply.get("code", reply.get("StatusCode"))  # older installations have the second only
+def _code(reply: Mapping[str, Any]) -> int | None:
+    code = reply.get("code", reply.get("StatusCode"))  # older installations have the second only
+    return code if isinstance(code, int) and not isinstance(code, bool) else None
 
 
 def _colour(message: Message) -> str:
@@ -225,17 +199,13 @@ def _colour(message: Message) -> str:
 
 
 def _buttons(message: Message) -> list[dict[str, Any]]:
-    if not message.url:
-        return []
-    buttons = [(_("Detail"), message.url, "default")]
-    if message.event in ("triggered", "escalated", "refire") and len(message.incidents) <= 1:
-        # Only preselects the button of the page behind: link scanners open addresses too.
-        buttons.insert(0, (_("Acknowledge"), f"{message.url}{'&' if '?' in message.url else '?'}ack=1", "primary"))
-    return [
+    buttons = [
         {
-            "tag": "action",
-            "actions": [
-                {"tag": "button", "type": look, "text": {"tag": "plain_text", "content": label}, "url": url} for label, url, look in buttons
-            ],
+            "tag": "button",
+            "type": "default" if url == message.url else "primary",
+            "text": {"tag": "plain_text", "content": label},
+            "url": url,
         }
+        for label, url in chat.links(message)
     ]
+    return [{"tag": "action", "actions": buttons}] if buttons else []

@@ -14,7 +14,7 @@ from django.utils import translation
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from channels_app import http, transport
+from channels_app import chat, http, transport
 from channels_app.transport import DeliveryError, Limit, Message, Receipt, Transport
 
 MAX_TEXT = (
@@ -63,16 +63,15 @@ class Settings(transport.Settings):
     )
 
     def clean_url(self) -> str:
-        url = str(self.cleaned_data["url"]).strip()
-        parts = http.split_url(url)
-        if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or any(char.isspace() for char in url):
-            raise ValidationError(_("Paste the whole webhook address; it begins with https://chat.googleapis.com/."))
+        url, parts = chat.webhook(
+            self.cleaned_data["url"],
+            _("Paste the whole webhook address; it begins with https://chat.googleapis.com/."),
+            ("googleapis.com",),
+        )
         if not _PATH.fullmatch(parts.path):
             raise ValidationError(_("A space's webhook has the form https://chat.googleapis.com/v1/spaces/…/messages?key=…&token=…"))
         if "key=" not in parts.query or "token=" not in parts.query:
             raise ValidationError(_("The address must end with ?key=…&token=…: paste the whole address."))
-        if parts.scheme == "http" and parts.hostname.endswith("googleapis.com"):
-            raise ValidationError(_("The address must begin with https://."))
         return url
 
 
@@ -153,10 +152,5 @@ def _judge(answer: http.Answer) -> None:
 
 
 def cut(text: str, size: int) -> str:
-    """The first `size` characters of a message at most, at the end of a line where that costs little; never half a link, nor an open bold."""
-    kept = text[: max(size - 1, 0)]
-    line, _newline, rest = kept.rpartition("\n")
-    if line and len(rest) < len(kept) // 4:
-        return line
-    kept = _HALF.sub("", kept)
-    return kept + "*" if kept.rpartition("\n")[2].count("*") % 2 else kept
+    """The beginning of a message with at most `size` characters."""
+    return chat.cut_markdown(text, size - 1, len, _HALF, bold="*")

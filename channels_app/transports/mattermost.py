@@ -14,7 +14,7 @@ from django.utils import translation
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from channels_app import http, transport
+from channels_app import chat, http, transport
 from channels_app.transport import DeliveryError, Limit, Message, Receipt, Transport
 
 MAX_TEXT = 16_383  # characters of one post
@@ -51,10 +51,9 @@ class Settings(transport.Settings):
     )
 
     def clean_url(self) -> str:
-        url = str(self.cleaned_data["url"]).strip()
-        parts = http.split_url(url)
-        if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or any(char.isspace() for char in url):
-            raise ValidationError(_("Paste the whole webhook address; it begins with https:// and the name of your Mattermost server."))
+        url, parts = chat.webhook(
+            self.cleaned_data["url"], _("Paste the whole webhook address; it begins with https:// and the name of your Mattermost server.")
+        )
         if not _PATH.fullmatch(parts.path):
             raise ValidationError(_("An incoming webhook has the form https://mattermost.example.com/hooks/ and a long key."))
         return url
@@ -135,10 +134,5 @@ def _id(answer: http.Answer) -> str:
 
 
 def cut(text: str, size: int) -> str:
-    """The first `size` characters of a message at most, at the end of a line where that costs little; never half a mark."""
-    kept = text[: max(size - 2, 0)]
-    line, _newline, rest = kept.rpartition("\n")
-    if line and len(rest) < len(kept) // 4:
-        return line.rstrip("\n")
-    kept = _HALF.sub("", kept)
-    return kept + "**" if kept.rpartition("\n")[2].count("**") % 2 else kept
+    """The beginning of a message with at most `size` characters."""
+    return chat.cut_markdown(text, size - 2, len, _HALF, escapes=True)

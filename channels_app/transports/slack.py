@@ -11,7 +11,7 @@ from django.utils import translation
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from channels_app import http, transport
+from channels_app import chat, http, transport
 from channels_app.transport import DeliveryError, Limit, Message, Receipt, Transport
 
 SECTION = 3000  # characters of one section's text
@@ -71,17 +71,13 @@ class Settings(transport.Settings):
     )
 
     def clean_url(self) -> str:
-        url = str(self.cleaned_data["url"]).strip()
-        parts = http.split_url(url)
-        if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValidationError(_("Paste the whole webhook address; it begins with https://hooks.slack.com/services/."))
+        url, parts = chat.webhook(
+            self.cleaned_data["url"], _("Paste the whole webhook address; it begins with https://hooks.slack.com/services/."), HOSTS
+        )
         if parts.path.startswith(("/triggers/", "/workflows/")):
             raise ValidationError(_("This is the address of a workflow, which takes no messages: add an incoming webhook to a Slack app."))
         if not _PATH.fullmatch(parts.path):
             raise ValidationError(_("An incoming webhook's address has the form https://hooks.slack.com/services/T…/B…/ and a long key."))
-        # A proxy of one's own may stand before Slack; Slack itself is never spoken to in the clear.
-        if parts.scheme == "http" and parts.hostname.endswith(HOSTS):
-            raise ValidationError(_("The address must begin with https://."))
         return url
 
 
@@ -244,13 +240,9 @@ def _mention(name: str) -> str:
 
 
 def _buttons(message: Message) -> list[dict[str, Any]]:
-    links = [("detail", _("Detail"), message.url)]
-    if message.event in ("triggered", "escalated", "refire") and len(message.incidents) <= 1:
-        # Only preselects the button of the page behind: link scanners open addresses too.
-        links.insert(0, ("ack", _("Acknowledge"), f"{message.url}{'&' if '?' in message.url else '?'}ack=1"))
     return [
-        {"type": "button", "action_id": name, "text": {"type": "plain_text", "text": label[:75]}, "url": url}
-        | ({"style": "primary"} if name == "ack" else {})
-        for name, label, url in links
-        if message.url and len(url) <= LINK
+        {"type": "button", "action_id": "detail", "text": {"type": "plain_text", "text": label[:75]}, "url": url}
+        | ({} if url == message.url else {"action_id": "ack", "style": "primary"})
+        for label, url in chat.links(message)
+        if len(url) <= LINK
     ]

@@ -4,7 +4,6 @@ Source: Microsoft Learn, "Create incoming webhooks with Workflows for Microsoft 
 Cards 1.4. The flow only says that it took the message (202): what becomes of the card stands in its run history. A card that it cannot post
 (too large, no attachment) is answered with 202 as well, so the card is built and measured here."""
 
-import json
 import re
 from typing import Any
 
@@ -14,7 +13,7 @@ from django.utils import translation
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from channels_app import http, transport
+from channels_app import chat, http, transport
 from channels_app.transport import DeliveryError, Limit, Message, Receipt, Transport
 
 MAX_BODY = 26_000  # Teams drops cards above "approximately 28 KB"; how its gateway counts is not said
@@ -22,6 +21,7 @@ MAX_NAMES = (
     1_000  # characters of those who are mentioned: each stands five times in the card, which must not push an incident out of a bundle
 )
 RATE_WAIT = 30.0  # seconds after a 429 that names none
+HOSTS = (".microsoft.com", ".powerplatform.com", ".azure.com", ".azure.cn", ".azure.us")
 _PATH = re.compile(r".*/workflows/[A-Za-z0-9]+/triggers/[^/]+/paths/invoke/?")
 _PERSON = re.compile(r"[^\s@<>&]{1,64}@[^\s@<>&]{1,190}|[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _COLOURS = {"Critical": "Attention", "Warning": "Warning", "Info": "Accent", "Ok": "Good"}
@@ -63,11 +63,10 @@ class Settings(transport.Settings):
     )
 
     def clean_url(self) -> str:
-        url = str(self.cleaned_data["url"]).strip()
-        parts = http.split_url(url)
-        if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or any(char.isspace() for char in url):
-            raise ValidationError(_("Paste the whole webhook address of the flow; it begins with https://."))
-        host = parts.hostname
+        url, parts = chat.webhook(
+            self.cleaned_data["url"], _("Paste the whole webhook address of the flow; it begins with https://."), HOSTS
+        )
+        host = str(parts.hostname)
         if host.endswith((".webhook.office.com", "outlook.office.com")):
             raise ValidationError(
                 _("This is the address of an Office connector; Microsoft has retired them. Make a flow in the Workflows app.")
@@ -82,8 +81,6 @@ class Settings(transport.Settings):
             )
         if "sig=" not in parts.query:
             raise ValidationError(_("The signature (&sig=…) at the end of the address is missing: paste the whole address."))
-        if parts.scheme == "http" and host.endswith((".microsoft.com", ".powerplatform.com", ".azure.com", ".azure.cn", ".azure.us")):
-            raise ValidationError(_("The address must begin with https://."))
         return url
 
 
@@ -102,7 +99,7 @@ class Teams(Transport):
     Settings = Settings
 
     def holds(self, text: str) -> bool:
-        return _size(text) <= self.max_bytes  # the backslashes of its escapes take two bytes each in JSON
+        return chat.json_size(text) <= self.max_bytes  # the backslashes of its escapes take two bytes each in JSON
 
     def send(self, message: Message, address: str) -> Receipt:
         body, detail = self.compose(message)
@@ -130,7 +127,7 @@ class Teams(Transport):
                 "type": "AdaptiveCard",
                 "version": "1.4",
                 "body": elements,
-                "actions": _buttons(message),
+                "actions": [{"type": "Action.OpenUrl", "title": label, "url": url} for label, url in chat.links(message)],
                 "msteams": {
                     "width": "full",
                     "entities": [
@@ -142,9 +139,9 @@ class Teams(Transport):
                 "type": "message",
                 "attachments": [{"contentType": "application/vnd.microsoft.card.adaptive", "contentUrl": None, "content": card}],
             }
-            room = MAX_BODY - _size(envelope)
+            room = MAX_BODY - chat.json_size(envelope)
             text = message.text
-            if _size(text) > room:
+            if chat.json_size(text) > room:
                 text = cut(text, room - 60) + "\n\n" + _("… shortened")
         text_block["text"] = text or " "
         detail = "" if text == message.text else _("shortened to 28 KB")
@@ -191,32 +188,9 @@ def _code(answer: http.Answer) -> str:
 
 
 def cut(text: str, size: int) -> str:
-    """The beginning of a Markdown text that takes at most `size` bytes of JSON, at the end of a line where that costs little."""
-    low, high = 0, len(text)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if _size(text[:middle]) <= size else (low, middle - 1)
-    kept = text[:low]
-    line, _newline, rest = kept.rpartition("\n")
-    if line and len(rest) < low // 4:
-        return line.rstrip("\n")
-    kept = _HALF.sub("", kept)
-    return kept + "**" if kept.rpartition("\n")[2].count("**") % 2 else kept
-
-
-def _size(value: Any) -> int:
-    return len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace"))
+    """The beginning of a Markdown text that takes at most `size` bytes of JSON."""
+    return chat.cut_markdown(text, size, chat.json_size, _HALF, escapes=True)
 
 
 def _colour(message: Message) -> str:
     return "Good" if message.event == "closed" else _COLOURS.get(message.severity, "Default")
-
-
-def _buttons(message: Message) -> list[dict[str, Any]]:
-    if not message.url:
-        return []
-    buttons = [(_("Detail"), message.url)]
-    if message.event in ("triggered", "escalated", "refire") and len(message.incidents) <= 1:
-        # Only preselects the button of the page behind: link scanners open addresses too.
-        buttons.insert(0, (_("Acknowledge"), f"{message.url}{'&' if '?' in message.url else '?'}ack=1"))
-    return [{"type": "Action.OpenUrl", "title": title, "url": url} for title, url in buttons]

@@ -14,7 +14,7 @@ from django.utils import translation
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from channels_app import http, transport
+from channels_app import chat, http, transport
 from channels_app.transport import DeliveryError, Limit, Message, Receipt, Transport
 
 API = "https://api.telegram.org"
@@ -366,12 +366,7 @@ def _keyboard(message: Message) -> list[dict[str, str]]:
     if parts is None or "." not in (parts.hostname or ""):
         return []
     with translation.override(message.language):
-        buttons = [{"text": _("Detail"), "url": message.url}]
-        if message.event in ("triggered", "escalated", "refire") and len(message.incidents) <= 1:
-            # Only preselects the button of the page behind: link scanners open addresses too.
-            acknowledge = f"{message.url}{'&' if '?' in message.url else '?'}ack=1"
-            buttons.insert(0, {"text": _("Acknowledge"), "url": acknowledge})
-    return buttons
+        return [{"text": label, "url": url} for label, url in chat.links(message)]
 
 
 # --- HTML as Telegram reads it ------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from django.utils import translation
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from channels_app import http, transport
+from channels_app import chat, http, transport
 from channels_app.transport import DeliveryError, Limit, Message, Receipt, Transport
 
 MAX_CONTENT = 4096  # bytes of the markdown
@@ -68,10 +68,11 @@ class Settings(transport.Settings):
     )
 
     def clean_url(self) -> str:
-        url = str(self.cleaned_data["url"]).strip()
-        parts = http.split_url(url)
-        if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValidationError(_("Paste the whole webhook address; it begins with https://qyapi.weixin.qq.com/cgi-bin/webhook/send."))
+        _url, parts = chat.webhook(
+            self.cleaned_data["url"],
+            _("Paste the whole webhook address; it begins with https://qyapi.weixin.qq.com/cgi-bin/webhook/send."),
+            HOSTS,
+        )
         if not parts.path.rstrip("/").endswith("/cgi-bin/webhook/send"):
             raise ValidationError(
                 _("A group bot's address has the form https://qyapi.weixin.qq.com/cgi-bin/webhook/send?key= and a long key.")
@@ -79,8 +80,6 @@ class Settings(transport.Settings):
         key = dict(parse_qsl(parts.query)).get("key", "").strip()
         if not re.fullmatch(r"[A-Za-z0-9_-]{8,}", key):
             raise ValidationError(_("The key is missing: the address ends with key= and a long row of letters and digits."))
-        if parts.scheme == "http" and parts.hostname.endswith(HOSTS):
-            raise ValidationError(_("The address must begin with https://."))
         return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}?{urlencode({'key': key})}"
 
 
@@ -128,35 +127,22 @@ class WeCom(Transport):
     def _hand_over(self, body: dict[str, Any], timeout: float | None = None) -> str:
         """Sends one message; "" or what WeCom remarked although it took it."""
         answer = self.http.post(str(self.settings["url"]), json=body, timeout=timeout)
-        if answer.status >= 300:
-            _judge_code(answer)  # says more than the status, where it is there
-        http.by_status(answer)
-        reply = answer.json()
-        code = reply.get("errcode")
-        if not isinstance(code, int) or isinstance(code, bool):
-            raise DeliveryError(
-                _("%(host)s answered without a code: %(body)s") % {"host": answer.host, "body": answer.quote()}, permanent=False, left=True
-            )
-        _judge_code(answer)
-        if code:
+        if chat.code_of(answer, _judge_code, _code):
             raise DeliveryError(_("WeCom refused the message: %(body)s") % {"body": answer.quote()}, permanent=False)
-        return _("WeCom left out a part of the message") if "wrong json format" in str(reply.get("errmsg")).lower() else ""
+        return _("WeCom left out a part of the message") if "wrong json format" in str(answer.json().get("errmsg")).lower() else ""
 
     def compose(self, message: Message, room: int = MAX_CONTENT) -> tuple[str, list[str], list[str]]:
         """The markdown in at most `room` bytes, the phones to call after it, and what could not be kept, a line each."""
         names = [name for name in message.mentions if _USER.fullmatch(name)]
         phones = [name for name in message.mentions if _PHONE.fullmatch(name)] if self.settings.get("by_phone") else []
-        called: list[str] = []
-        for name in names:
-            if len(" ".join(f"<@{one}>" for one in [*called, name])) > MAX_CALLS:
-                break
-            called.append(name)
+        called = names[: len(transport.as_many([f"<@{name}>" for name in names], MAX_CALLS)[0])]
         nobody = [f"…{name[-4:]}" if _PHONE.fullmatch(name) else name for name in message.mentions if name not in (*called, *phones)]
         calls = " ".join(f"<@{name}>" for name in called)
         with translation.override(message.language):
-            links = _links(message)
+            # A bundle has a link for each incident in its text.
+            links = chat.links(message) if len(message.incidents) <= 1 else []
             text, is_cut = message.text, False
-            left = room - len("\n".join([calls, _line(links), ""]).encode()) - 1
+            left = room - len("\n".join([calls, chat.line(links), ""]).encode()) - 1
             if _length(text) > left:
                 words = "\n" + _("… shortened")
                 text, is_cut = cut(text, left - _length(words) - 10) + words, True  # 10: what closes a colour and a bold word
@@ -164,7 +150,7 @@ class WeCom(Transport):
             detail = [_("shortened to %(size)s bytes") % {"size": f"{room:,}"}] if is_cut else []
             if nobody:
                 detail.append(_("not mentioned: %(names)s") % {"names": ", ".join(nobody)})
-        return "\n".join(filter(None, [text, _line(links), calls])), phones, detail
+        return "\n".join(filter(None, [text, chat.line(links), calls])), phones, detail
 
 
 def _judge_code(answer: http.Answer) -> None:
@@ -185,29 +171,15 @@ def _judge_code(answer: http.Answer) -> None:
     )
 
 
+def _code(reply: Mapping[str, Any]) -> int | None:
+    code = reply.get("errcode")
+    return code if isinstance(code, int) and not isinstance(code, bool) else None
+
+
 def cut(text: str, size: int) -> str:
-    """The beginning of a markdown text in at most `size` bytes, at the end of a line where that costs little."""
-    kept = text.encode("utf-8", "replace")[: max(size, 0)].decode("utf-8", "ignore")
-    line, _newline, rest = kept.rpartition("\n")
-    kept = line.rstrip() if line and len(rest) < len(kept) // 4 else _HALF.sub("", kept)
-    kept += "</font>" if kept.count("<font") > kept.count("</font>") else ""
-    return kept + "**" if kept.rpartition("\n")[2].count("**") % 2 else kept
+    """The beginning of a markdown text in at most `size` bytes."""
+    return chat.cut_markdown(text, size, _length, _HALF, tags=("font",))
 
 
 def _length(text: str) -> int:
     return len(text.encode("utf-8", "replace"))
-
-
-def _line(links: list[tuple[str, str]]) -> str:
-    return " | ".join(f"[{label}]({url})" for label, url in links)
-
-
-def _links(message: Message) -> list[tuple[str, str]]:
-    """For the one incident of the message; a bundle has a link for each in its text."""
-    if not message.url or len(message.incidents) > 1:
-        return []
-    links = [(_("Detail"), message.url)]
-    if message.event in ("triggered", "escalated", "refire") and message.incidents:
-        # Only preselects the button of the page behind: link scanners open addresses too.
-        links.insert(0, (_("Acknowledge"), f"{message.url}{'&' if '?' in message.url else '?'}ack=1"))
-    return links

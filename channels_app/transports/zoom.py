@@ -12,7 +12,7 @@ from django.utils import translation
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from channels_app import http, transport
+from channels_app import chat, http, transport
 from channels_app.transport import DeliveryError, Limit, Message, Receipt, Transport
 
 TEXT = 4000
@@ -42,15 +42,11 @@ class Settings(transport.Settings):
     )
 
     def clean_url(self) -> str:
-        url = str(self.cleaned_data["url"]).strip()
-        parts = http.split_url(url)
-        if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValidationError(_("Paste the whole endpoint; it begins with https://integrations.zoom.us/."))
+        url, parts = chat.webhook(
+            self.cleaned_data["url"], _("Paste the whole endpoint; it begins with https://integrations.zoom.us/."), HOSTS
+        )
         if not _PATH.fullmatch(parts.path):
             raise ValidationError(_("An endpoint has the form https://integrations.zoom.us/chat/webhooks/incomingwebhook/ and a long key."))
-        # A proxy of one's own may stand before Zoom; Zoom itself is never spoken to in the clear.
-        if parts.scheme == "http" and parts.hostname.endswith(HOSTS):
-            raise ValidationError(_("The address must begin with https://."))
         return url.partition("?")[0].rstrip("/")  # the format is ours to choose
 
     def clean_token(self) -> str:
@@ -160,7 +156,7 @@ def compose(message: Message, room: int = TEXT, markdown: bool = True) -> tuple[
         items: list[dict[str, Any]] = [{"type": "message", "text": "\n".join(filter(None, [text, *end]))}]
         if markdown:
             items[0]["is_markdown_support"] = True
-        items += [{"type": "message", "text": label, "link": url} for label, url in _links(message)]
+        items += [{"type": "message", "text": label, "link": url} for label, url in chat.links(message)]
         if more:
             detail = "; ".join(filter(None, [detail, _("not mentioned: %(names)s") % {"names": ", ".join(more)}]))
         if unknown:
@@ -172,13 +168,8 @@ def compose(message: Message, room: int = TEXT, markdown: bool = True) -> tuple[
 
 
 def cut(text: str, size: int) -> str:
-    """The beginning of a text in Zoom's markdown, at the end of a line where that costs little; no link or bold is left open."""
-    kept = text[: size - 1]  # one for a star
-    line, _newline, rest = kept.rpartition("\n")
-    if line and len(rest) < size // 4:
-        return line
-    kept = _HALF.sub("", kept)
-    return kept + "*" if kept.rpartition("\n")[2].count("*") % 2 else kept
+    """The beginning of a text in Zoom's markdown with at most `size` characters."""
+    return chat.cut_markdown(text, size - 1, len, _HALF, bold="*")
 
 
 def _mention(name: str) -> str:
@@ -190,13 +181,3 @@ def _mention(name: str) -> str:
 
 def _colour(message: Message) -> str:
     return _COLOURS["Ok"] if message.event == "closed" else _COLOURS.get(message.severity, "#5f6368")
-
-
-def _links(message: Message) -> list[tuple[str, str]]:
-    if not message.url:
-        return []
-    links = [(_("Detail"), message.url)]
-    if message.event in ("triggered", "escalated", "refire") and len(message.incidents) <= 1:
-        # Only preselects the button of the page behind: link scanners open addresses too.
-        links.insert(0, (_("Acknowledge"), f"{message.url}{'&' if '?' in message.url else '?'}ack=1"))
-    return links
