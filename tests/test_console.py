@@ -500,7 +500,7 @@ def test_an_incident_is_handled_from_its_page(house: House):
     press(client, "comment", text="looking")
     press(client, "edit", title="Better words", severity="Warning", description="", impact="", root_cause="", resolution="")
     assert (incident.title, incident.severity, incident.manual_overrides) == ("Better words", "Warning", ["title", "severity"])
-    press(client, "escalate", layer_idx=0)
+    press(client, "escalate", layer_idx=1)
     press(client, "assign", member_ids=[house.people["manager"].pk])
     assert incident.responders.filter(assigned_at__isnull=False).get().member == house.people["manager"]
     press(client, "close")

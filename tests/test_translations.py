@@ -166,7 +166,7 @@ def test_ones_own_page(world, zhang, client):
 
 def test_the_signed_page(world, zhang, client):
     page = client.get(links.person_link(world.incident().pk, zhang.pk, db_now()).removeprefix("http://testserver")).content.decode()
-    for words in ("后续计划", "已通知", "时间线", "认领", "升级", "关闭", "暂缓", "待处理", "严重", "环节 0"):
+    for words in ("后续计划", "已通知", "时间线", "认领", "升级", "关闭", "暂缓", "待处理", "严重", "环节 1"):
         assert words in page
     assert not re.search(r">\s*(Acknowledge|Escalate|Timeline|Triggered|Critical)\s*<", page)
 
@@ -185,7 +185,7 @@ def test_a_story_that_is_explained(world, zhang):
     """Stored reasons are English and become words of whoever reads them; a group is named once."""
     with translation.override("zh-hans"):
         story = explain.as_text(explain.explain(world.incident(), world.now))
-    assert "环节 0" in story and "已通知" in story and "值班群：已送达" in story and story.count("值班群") == 2
+    assert "环节 1" in story and "已通知" in story and "值班群：已送达" in story and story.count("值班群") == 2
     world.ack(actor=zhang, via="link")
     world.pass_time(minutes=1)
     with translation.override("zh-hans"):
@@ -202,7 +202,7 @@ def test_why_nobody_was_told(world):
     world.alert("db down")
     with translation.override("zh-hans"):
         text = explain.as_text(explain.explain(world.incident(), world.now))
-    assert "环节 0 无人可通知：渠道 旧群 未启用" in text
+    assert "环节 1 无人可通知：渠道 旧群 未启用" in text
     assert "无人可通知：最后一个环节结束仍无人响应；也没有设置兜底接收人" in text
 
 
