@@ -24,7 +24,7 @@ from django.utils.translation import gettext_lazy
 
 from channels_app import approved, http, transport
 from channels_app.approved import No
-from channels_app.transport import Callback, DeliveryError, Heard, Limit, Message, Receipt, Transport, Update
+from channels_app.transport import Callback, DeliveryError, Heard, Limit, Message, Receipt, Update
 
 VERSION = "2017-05-25"  # of both services
 VOICE_NOTICE = "11000000300006"  # the product number of voice notices, for the query
@@ -176,20 +176,12 @@ class _Settings(approved.Settings):
         return name
 
 
-class _Aliyun(Transport):
+class _Aliyun(approved.Approved):
     """What both services share: the signature, the table of refusals, the templates."""
 
-    family = ""
-    reach = "phone"
-    person = True
     secret = frozenset({"access_key_secret"})
     Settings: ClassVar[type[_Settings]]
-    style: ClassVar[approved.Style] = "sms"
     total = 400  # characters of all variables: the vendor's 500 or 1,000 are of the whole text
-
-    @classmethod
-    def measure(cls, text: str) -> str:
-        return _("Not sent as it stands: the approved template is, its variables filled from the incident.")
 
     def _deliver(self, message: Message, address: str) -> Receipt:
         phone = approved.phone(address)
@@ -289,7 +281,7 @@ class AliyunVoice(_Aliyun):
             params["CalledShowNumber"] = _local(number)
         call = self._call("SingleCallByTts", params, message.sent_at).get("CallId")
         # The seconds are for the query, which wants to know when the call was; the receipt has them in its out_id.
-        return Receipt(f"{call}/{out_id[:8]}" if call else "", detail=_shortened(cut))
+        return Receipt(f"{call}/{out_id[:8]}" if call else "", detail=approved.shortened(cut))
 
     def _update(self, report: Mapping[str, Any]) -> Update | None:
         call, status = report.get("call_id"), str(report.get("status_code") or "")
@@ -318,7 +310,7 @@ class AliyunVoice(_Aliyun):
         return found
 
 
-class SmsSettings(_Settings):
+class SmsSettings(approved.SignedSettings, _Settings):
     starts = {
         "variables": {"title": "title", "level": "severity_name", "num": "num"}, "variable_limit": 35, "api_base": "https://dysmsapi.aliyuncs.com",
     }  # fmt: skip
@@ -339,18 +331,6 @@ class SmsSettings(_Settings):
         "access_key_id", "access_key_secret", "sign_name", "template", "variables", "code_template", "sign_name_elsewhere", "template_elsewhere",
         "variables_elsewhere", "code_template_elsewhere", "code_variable", "variable_limit", "api_base",
     )  # fmt: skip
-
-    def clean_sign_name(self) -> str:
-        return str(self.cleaned_data["sign_name"] or "").strip("【】[] \t")
-
-    def clean_sign_name_elsewhere(self) -> str:
-        return str(self.cleaned_data["sign_name_elsewhere"] or "").strip("【】[] \t")
-
-    def clean(self) -> dict[str, Any]:
-        cleaned = super().clean()
-        if (cleaned.get("template") or cleaned.get("code_template")) and not cleaned.get("sign_name") and "sign_name" not in self.errors:
-            self.add_error("sign_name", _("SMS to the mainland need an approved signature: enter its name."))
-        return cleaned
 
 
 class AliyunSms(_Aliyun):
@@ -377,7 +357,7 @@ class AliyunSms(_Aliyun):
             **({"SignName": sign} if sign else {}),
         }
         biz = self._call("SendSms", params, message.sent_at).get("BizId")
-        return Receipt(str(biz or ""), detail=_shortened(cut))
+        return Receipt(str(biz or ""), detail=approved.shortened(cut))
 
     def _update(self, report: Mapping[str, Any]) -> Update | None:
         biz, success = report.get("biz_id"), report.get("success")
@@ -482,7 +462,3 @@ def _local(phone: str) -> str:
 
 def _proof(secret: str, kind: str, seconds: str) -> str:
     return hmac.new(secret.encode(), f"{kind} {seconds}".encode(), hashlib.sha256).hexdigest()[:7]
-
-
-def _shortened(cut: Sequence[str]) -> str:
-    return _("shortened: %(words)s") % {"words": ", ".join(cut)} if cut else ""

@@ -21,7 +21,7 @@ from django.utils.translation import gettext_lazy
 
 from channels_app import approved, http, transport
 from channels_app.approved import No
-from channels_app.transport import Callback, DeliveryError, Heard, Limit, Message, Receipt, Transport, Update
+from channels_app.transport import Callback, DeliveryError, Heard, Limit, Message, Receipt, Update
 
 CONTENT_TYPE = "application/json; charset=utf-8"
 _TAKEN = b'{"result":0,"errmsg":"OK"}'
@@ -234,21 +234,14 @@ class _Settings(approved.Settings):
         return str(self.cleaned_data["region"] or "ap-guangzhou")
 
 
-class _Tencent(Transport):
+class _Tencent(approved.Approved):
     """What both services share: the signature, the table of refusals, the templates."""
 
-    reach = "phone"
-    person = True
     secret = frozenset({"secret_key"})
     Settings: ClassVar[type[_Settings]]
-    style: ClassVar[approved.Style] = "sms"
     total: ClassVar[int] = 400  # characters of all variables: the vendor's 500 or 350 are of the whole text
     service: ClassVar[str] = ""
     version: ClassVar[str] = ""
-
-    @classmethod
-    def measure(cls, text: str) -> str:
-        return _("Not sent as it stands: the approved template is, its variables filled from the incident.")
 
     def send(self, message: Message, address: str) -> Receipt:
         phone = approved.phone(address)
@@ -331,7 +324,7 @@ class TencentVoice(_Tencent):
         status = response.get("SendStatus")
         if not isinstance(status, dict) or not status.get("CallId"):
             raise _unreadable(answer)
-        return Receipt(str(status["CallId"]), detail=_shortened(cut))
+        return Receipt(str(status["CallId"]), detail=approved.shortened(cut))
 
     def receive(self, callback: Callback) -> Heard:
         """A report of one call: its end, why it failed, or a key that was pressed (then somebody had picked up)."""
@@ -345,7 +338,7 @@ class TencentVoice(_Tencent):
         raise ValueError("the body is not a report of a call")
 
 
-class SmsSettings(_Settings):
+class SmsSettings(approved.SignedSettings, _Settings):
     starts = {"variables": ["title", "severity_name", "num"], "variable_limit": 35, "api_base": "https://sms.tencentcloudapi.com"}
 
     sign_name = forms.CharField(
@@ -371,18 +364,6 @@ class SmsSettings(_Settings):
         "secret_id", "secret_key", "app_id", "sign_name", "template", "variables", "code_template", "sign_name_elsewhere", "template_elsewhere",
         "variables_elsewhere", "code_template_elsewhere", "variable_limit", "pull", "region", "api_base",
     )  # fmt: skip
-
-    def clean_sign_name(self) -> str:
-        return str(self.cleaned_data["sign_name"] or "").strip("【】[] \t")
-
-    def clean_sign_name_elsewhere(self) -> str:
-        return str(self.cleaned_data["sign_name_elsewhere"] or "").strip("【】[] \t")
-
-    def clean(self) -> dict[str, Any]:
-        cleaned = super().clean()
-        if (cleaned.get("template") or cleaned.get("code_template")) and not cleaned.get("sign_name") and "sign_name" not in self.errors:
-            self.add_error("sign_name", _("SMS to the mainland need an approved signature: enter its name."))
-        return cleaned
 
 
 class TencentSms(_Tencent):
@@ -413,7 +394,7 @@ class TencentSms(_Tencent):
             raise _unreadable(answer)
         if states[0]["Code"] != "Ok":
             raise refusal(states[0]["Code"], answer)
-        return Receipt(str(states[0].get("SerialNo") or ""), detail=_shortened(cut))
+        return Receipt(str(states[0].get("SerialNo") or ""), detail=approved.shortened(cut))
 
     def receive(self, callback: Callback) -> Heard:
         """A push of states, a list. What members write back arrives at the same address and is none."""
@@ -506,7 +487,3 @@ def _call_update(name: str, said: Mapping[str, Any]) -> Update:
 
 def _sms_update(serial: str, state: str, code: str, said: str) -> Update:
     return Update(serial, "delivered") if state == "SUCCESS" else Update(serial, "failed", approved.carrier(code, said))
-
-
-def _shortened(cut: Sequence[str]) -> str:
-    return _("shortened: %(words)s") % {"words": ", ".join(cut)} if cut else ""
