@@ -161,6 +161,7 @@ def test_every_model_of_ours_has_a_page():
     assert ours - named == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ROLES)
 def test_every_page_opens_or_refuses(house: House, role: str):
     client = house.client(role)
@@ -185,6 +186,7 @@ def test_every_page_opens_or_refuses(house: House, role: str):
             assert client.get(page(group, "add") + f"?kind={kind}").status_code == (200 if role in ("administrator", "manager") else 403)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ["administrator", "manager"])
 def test_lists_ask_the_same_number_of_questions_whatever_they_show(house: House, role: str):
     client = house.client(role)

@@ -292,6 +292,7 @@ NAMED: dict[str, type[models.Model]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_manager_cannot_name_what_belongs_to_another_team_in_a_row_of_their_own(house: House):
     client, person = house.client("manager"), house.people["manager"]
     tried = 0
