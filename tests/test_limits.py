@@ -155,6 +155,7 @@ def test_a_quota_that_is_raised_lets_go_what_waits(scene):
     assert scene.row().state == "sent"
 
 
+@pytest.mark.slow
 def test_a_page_that_waits_for_a_month_and_has_no_fallback_is_reported_upward_and_ends_after_a_day(scene):
     channel = scene.channel("a", monthly_quota=10)
     used(channel, 10)

@@ -330,6 +330,7 @@ def test_an_address_written_by_the_client_is_not_believed(lee, settings, rf):
     assert login.address_of(request) == "2.2.2.2"
 
 
+@pytest.mark.slow
 def test_the_answer_takes_as_long_for_an_account_that_does_not_exist(lee, settings):
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.PBKDF2PasswordHasher"]
     lee.set_password("correct horse battery")

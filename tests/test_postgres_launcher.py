@@ -88,6 +88,7 @@ def test_what_was_committed_is_there_after_a_restart(data):
     assert ask(again, "SELECT n FROM kept") == 42
 
 
+@pytest.mark.slow
 def test_a_killed_postmaster_is_recognised_even_as_a_zombie_with_a_busy_backend_left(data):
     server = start(data)
     ask(server, "CREATE TABLE kept AS SELECT 42 AS n")
@@ -168,6 +169,7 @@ def test_a_folder_of_another_major_is_refused_with_the_commands_that_help(data):
 OTHER = [p for p in pathlib.Path("/usr/lib/postgresql").glob("*/bin/pg_dump") if (p.parent / "postgres").exists()]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not OTHER, reason="no second PostgreSQL in /usr/lib/postgresql on this machine")
 def test_the_commands_for_another_major_carry_the_data_over(data, monkeypatch):
     older = OTHER[0].parent
@@ -191,6 +193,7 @@ def test_the_commands_for_another_major_carry_the_data_over(data, monkeypatch):
             subprocess.run(["rm", "-r", str(old_cluster)], check=True)
 
 
+@pytest.mark.slow
 def test_two_callers_at_once_get_one_server(data):
     command = [sys.executable, "-m", "flashduty.postgres", "start", "--no-fsync", str(data)]
     callers = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
@@ -227,6 +230,7 @@ def test_an_unwritable_folder_is_one_sentence(tmp_path):
         tmp_path.chmod(0o700)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's databases lie elsewhere")
 def test_a_deleted_data_folder_never_revives_roots_old_database(data):
     server = start(data)
@@ -239,6 +243,7 @@ def test_a_deleted_data_folder_never_revives_roots_old_database(data):
     subprocess.run(["rm", "-r", str(server.cluster)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's databases lie elsewhere")
 def test_root_keeps_the_modes_of_folders_that_others_cannot_enter(data, tmp_path):
     tmp_path.chmod(0o700)

@@ -169,6 +169,7 @@ def test_whatever_is_killed_the_passes_go_on(node: Node) -> None:
     assert node.stop() < 3
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_everything_in_time_though_a_provider_hangs(node: Node) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

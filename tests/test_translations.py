@@ -25,6 +25,13 @@ CHINESE = re.compile("[\u4e00-\u9fff]")
 # Names and signs that are the same in both languages.
 AS_THEY_ARE = {"API", "APP key", "APP keys", "Flashduty", "Id", "URL", "Webhook", "Webhooks", "webhook", "%(who)s: %(comment)s"}
 AS_THEY_ARE |= {"%(occasion)s: %(told)s", ".", "%(who)s: %(state)s%(reason)s", "%(who)s by %(channel)s: %(state)s%(reason)s", ", ", "; "}
+AS_THEY_ARE |= {"%(who)s (%(why)s)", "%(what)s (%(channel)s)", "%(hours)s on %(days)s", "app", "The app"}
+# What the vendors' own consoles call their settings, and names.
+AS_THEY_ARE |= {
+    "AccessKey ID", "AccessKey secret", "SecretId", "SecretKey", "SdkAppId", "account SID", "auth token", "messaging service SID",
+    "application ID", "endpoint", "verification token", "system id", "system type", "service type", "TLS",
+    "Discord webhook", "Google Chat", "Mattermost", "Slack webhook", "Microsoft Teams (Workflows)", "Zoom incoming webhook",
+}  # fmt: skip
 
 
 @dataclass

@@ -10,4 +10,15 @@ from channels_app.models.preference import Preference
 from channels_app.models.pulse import Pulse
 from channels_app.models.verification import Verification
 
-__all__ = ["Account", "Address", "Channel", "ChannelHealth", "Delivery", "EarlyReceipt", "Notification", "Preference", "Pulse", "Verification"]
+__all__ = [
+    "Account",
+    "Address",
+    "Channel",
+    "ChannelHealth",
+    "Delivery",
+    "EarlyReceipt",
+    "Notification",
+    "Preference",
+    "Pulse",
+    "Verification",
+]

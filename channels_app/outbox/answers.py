@@ -97,7 +97,11 @@ def _bounced(rows: Sequence[Delivery], reason: str, now: datetime) -> None:
     """A mailbox that is no more is not used again until it is verified anew; one that was verified after the message left is. Where many are
     said to be no more at once, whoever says so is at fault, and the pages' fallbacks are enough."""
     if ContactPoint.objects.filter(kind="email", bounced_at__gt=now - policy.BOUNCES_WITHIN).count() >= policy.BOUNCES:
-        log.warning("more than %d mailboxes came back within %s: look at the mail relay; no more are taken for dead", policy.BOUNCES, policy.BOUNCES_WITHIN)
+        log.warning(
+            "more than %d mailboxes came back within %s: look at the mail relay; no more are taken for dead",
+            policy.BOUNCES,
+            policy.BOUNCES_WITHIN,
+        )
         return
     for row in rows:
         if row.member_id is not None:

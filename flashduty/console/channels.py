@@ -123,11 +123,12 @@ def about(style: type[transport.Transport]) -> str:
 def limit_words(found: Sequence[transport.Limit], style: type[transport.Transport]) -> str:
     """Limits as people say them, such as "at most 95 in 1 minute and 4 in 1 second to each chat"; "" where there are none."""
     spans = {1: _("a second"), 60: _("a minute"), 3600: _("an hour"), 86400: _("a day")}
+    other = _("in %(seconds)g s")
     place = {"phone": _("to each phone"), "email": _("to each mailbox")}.get(style.reach, _("to each chat"))
     words = []
     for scope, where in (("address", place), ("channel", _("altogether"))):
         counts = [
-            f"{limit.count} {spans.get(int(limit.seconds)) or _('in %(seconds)g s') % {'seconds': limit.seconds}}"
+            f"{limit.count} {spans.get(int(limit.seconds)) or other % {'seconds': limit.seconds}}"
             for limit in found
             if limit.scope == scope
         ]
