@@ -36,7 +36,7 @@ install:
 
 test:
 	@$(install) test
-	@$(bare) FLASHDUTY_MODE=test $(call quoted,$(python)) -m pytest -n 2 -m "not outside and not slow" -q $(PYTEST)
+	@$(bare) FLASHDUTY_MODE=test $(call quoted,$(python)) -m pytest -n 2 --dist worksteal -m "not outside and not slow" -q $(PYTEST)
 
 test-outside:
 	@$(install) test

@@ -17,7 +17,7 @@ from templates_app.formats import Format
 MAX_SOURCE: Final = 65_536
 MAX_TOKENS: Final = 2_000
 MAX_STEPS: Final = 10_000
-MAX_WORK: Final = 60_000
+MAX_WORK: Final = 45_000
 MAX_TEXT: Final = 65_536
 MAX_ITEMS: Final = 10_000
 MAX_DEPTH: Final = 20
