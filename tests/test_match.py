@@ -365,6 +365,7 @@ def oracle(groups, subject):
     return False
 
 
+@pytest.mark.slow
 @settings(max_examples=1500, deadline=None)
 @given(st.lists(st.lists(CONDITIONS, max_size=3), max_size=3), SUBJECTS)
 @example([[("labels.a", True, [("wild", "*")])]], Subject(labels={"a": ""}))

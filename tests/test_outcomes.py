@@ -33,6 +33,7 @@ def states() -> dict[str, str]:
     return dict(Delivery.objects.values_list("channel__name", "state"))
 
 
+@pytest.mark.slow
 def test_sent_by_one_drain_and_told_by_the_next(scene):
     with smsc.Smsc() as centre, sip.Trunk() as trunk:
         form = smpp.Settings(data=smsc.settings_for(centre))

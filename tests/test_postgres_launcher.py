@@ -62,6 +62,7 @@ def test_a_new_folder_becomes_a_server_that_stores_any_text_and_listens_on_a_soc
     assert os.getsid(server.pid) == server.pid  # Ctrl-C in our terminal does not reach it
 
 
+@pytest.mark.slow
 def test_start_again_finds_the_running_server_and_stop_ends_it_quickly(data):
     server = start(data)
     assert start(data) == server
@@ -77,6 +78,7 @@ def test_start_again_finds_the_running_server_and_stop_ends_it_quickly(data):
     session.close()
 
 
+@pytest.mark.slow
 def test_what_was_committed_is_there_after_a_restart(data):
     server = start(data)
     ask(server, "CREATE TABLE kept AS SELECT 42 AS n")
@@ -109,6 +111,7 @@ def test_a_killed_postmaster_is_recognised_even_as_a_zombie_with_a_busy_backend_
     assert ask(again, "SELECT n FROM kept") == 42
 
 
+@pytest.mark.slow
 def test_a_lock_file_whose_number_now_belongs_to_another_process_is_removed(data):
     server = start(data)
     cluster = server.cluster
@@ -122,6 +125,7 @@ def test_a_lock_file_whose_number_now_belongs_to_another_process_is_removed(data
     assert ask(again, "SELECT 1") == 1
 
 
+@pytest.mark.slow
 def test_a_path_too_long_for_a_socket_gets_a_private_folder_elsewhere(tmp_path):
     folder = tmp_path / ("long-" * 20) / "data with 'quotes' and spaces"
     try:
@@ -150,6 +154,7 @@ def test_a_socket_folder_in_tmp_that_others_can_enter_is_refused(tmp_path, monke
         name.rmdir()
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_major_is_refused_with_the_commands_that_help(data):
     server = start(data)
     server.stop()

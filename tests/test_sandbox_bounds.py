@@ -188,6 +188,7 @@ for name, source in json.load(sys.stdin).items():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fmt", ["plain", "html", "dingtalk"])
 def test_hostile_templates_are_over_soon_and_small(fmt: str) -> None:
     assert len(HOSTILE) >= 30

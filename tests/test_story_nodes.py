@@ -160,6 +160,7 @@ def test_an_incident_that_somebody_holds_stops_no_other_timer(stage):
     assert [heard.text.count("held") > 0 for heard in stage.fresh()] == [True]
 
 
+@pytest.mark.slow
 def test_an_address_that_somebody_holds_delays_no_other_page_and_loses_none(stage):
     lee, kim = stage.person("Lee"), stage.person("Kim")
     stage.rule(layer(lee), filters=[[{"key": "severity", "oper": "IN", "vals": ["Critical"]}]])
