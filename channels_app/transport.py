@@ -22,10 +22,10 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from channels_app import transports as package
-from channels_app.http import DeliveryError, Http
+from channels_app.http import DeliveryError, Http, sendable_header
 
 __all__ = [
-    "Callback", "Command", "DeliveryError", "Format", "Heard", "Http", "JsonField", "Limit", "Message", "NumbersField", "Polls", "Reach", "Receipt", "Receives",
+    "Callback", "Command", "DeliveryError", "Format", "HeadersField", "Heard", "Http", "JsonField", "Limit", "Message", "NumbersField", "Polls", "Reach", "Receipt", "Receives",
     "Settings", "Suggests", "Transport", "Update", "Updates", "as_many", "get", "number_for", "parse_numbers", "transports",
 ]  # fmt: skip
 
@@ -100,6 +100,28 @@ class JsonField(forms.JSONField):
             return found if _is_sound(found, self.DEEPEST) else InvalidJSONInput(data)
         except (RecursionError, ValueError):
             return InvalidJSONInput(data)
+
+
+class HeadersField(JsonField):
+    """HTTP headers as a JSON object of texts. `reserved`: names in lower case that are ours to set; one that ends in "-" stands for all that begin so."""
+
+    def __init__(self, *, reserved: Sequence[str], **options: Any) -> None:
+        super().__init__(**options)
+        self.reserved = tuple(reserved)
+
+    def clean(self, value: Any) -> dict[str, str]:
+        headers = super().clean(value) or {}
+        if not isinstance(headers, dict):
+            raise ValidationError(_('Headers are a JSON object, such as {"Authorization": "Bearer …"}.'))
+        for name, text in headers.items():
+            if not isinstance(text, str) or not sendable_header(name, text):
+                raise ValidationError(
+                    _("The header “%(name)s” needs a plain name and a value that is Latin text on one line."), params={"name": name}
+                )
+            low = name.lower()
+            if any(low == ours or (ours.endswith("-") and low.startswith(ours)) for ours in self.reserved):
+                raise ValidationError(_("The header “%(name)s” is set by us."), params={"name": name})
+        return headers
 
 
 def _is_sound(value: Any, levels: int) -> bool:

@@ -95,8 +95,9 @@ class Settings(transport.Settings):
         choices=[("plus", "+8613800000000"), ("digits", "8613800000000"), ("zeros", "008613800000000")],
         help_text=gettext_lazy("How the gateway wants them in {to}."),
     )
-    headers = transport.JsonField(
-        label=gettext_lazy("headers"), required=False, initial=dict, help_text=gettext_lazy('A JSON object, such as {"X-Api-Key": "…"}.')
+    headers = transport.HeadersField(
+        reserved=("host", "content-length", "transfer-encoding", "connection"), label=gettext_lazy("headers"), required=False, initial=dict,
+        help_text=gettext_lazy('A JSON object, such as {"X-Api-Key": "…"}.')
     )  # fmt: skip
     most_parts = forms.IntegerField(
         label=gettext_lazy("most parts of a message"),
@@ -195,19 +196,6 @@ class Settings(transport.Settings):
         if parts.query or parts.fragment:
             raise ValidationError(_("Enter the address without what follows the ?; that belongs into the template."))
         return url
-
-    def clean_headers(self) -> dict[str, str]:
-        headers = self.cleaned_data["headers"] or {}
-        if not isinstance(headers, dict):
-            raise ValidationError(_('Headers are a JSON object, such as {"Authorization": "Bearer …"}.'))
-        for name, value in headers.items():
-            if not isinstance(value, str) or not http.sendable_header(name, value):
-                raise ValidationError(
-                    _("The header “%(name)s” needs a plain name and a value that is Latin text on one line."), params={"name": name}
-                )
-            if name.lower() in ("host", "content-length", "transfer-encoding", "connection"):
-                raise ValidationError(_("The header “%(name)s” is set by us."), params={"name": name})
-        return headers
 
 
 class SmsHttp(Transport):

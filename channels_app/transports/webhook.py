@@ -26,7 +26,7 @@ from channels_app.transport import Message, Receipt, Transport
 
 METHODS = ("POST", "PUT", "PATCH")
 # They would break the request itself, or pretend to be our signature.
-RESERVED = {"host", "content-length", "transfer-encoding", "connection", "idempotency-key"}
+RESERVED = ("host", "content-length", "transfer-encoding", "connection", "idempotency-key", "x-flashduty-")
 
 
 class Settings(transport.Settings):
@@ -36,8 +36,9 @@ class Settings(transport.Settings):
         help_text=gettext_lazy("The final address: redirects are not followed. Private addresses must be allowed on the channel."),
     )
     method = forms.ChoiceField(label=gettext_lazy("method"), choices=[(name, name) for name in METHODS], initial="POST", required=False)
-    headers = transport.JsonField(
-        label=gettext_lazy("headers"), required=False, initial=dict, help_text=gettext_lazy('A JSON object, such as {"Authorization": "Bearer …"}.')
+    headers = transport.HeadersField(
+        reserved=RESERVED, label=gettext_lazy("headers"), required=False, initial=dict,
+        help_text=gettext_lazy('A JSON object, such as {"Authorization": "Bearer …"}.')
     )  # fmt: skip
     body = forms.CharField(
         label=gettext_lazy("body"),
@@ -62,19 +63,6 @@ class Settings(transport.Settings):
 
     def clean_method(self) -> str:
         return str(self.cleaned_data["method"] or "POST")
-
-    def clean_headers(self) -> dict[str, str]:
-        headers = self.cleaned_data["headers"] or {}
-        if not isinstance(headers, dict):
-            raise ValidationError(_('Headers are a JSON object, such as {"Authorization": "Bearer …"}.'))
-        for name, value in headers.items():
-            if not isinstance(value, str) or not http.sendable_header(name, value):
-                raise ValidationError(
-                    _("The header “%(name)s” needs a plain name and a value that is Latin text on one line."), params={"name": name}
-                )
-            if name.lower() in RESERVED or name.lower().startswith("x-flashduty-"):
-                raise ValidationError(_("The header “%(name)s” is set by us."), params={"name": name})
-        return headers
 
 
 class Webhook(Transport):
