@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import Error, InterfaceError, OperationalError, connection, transaction
-from django.utils.translation import gettext as _
+from django.utils.translation import gettext_noop
 from psycopg.errors import LockNotAvailable
 
 from channels_app.outbox.statements import planned_once
@@ -39,6 +39,7 @@ OK = "Ok"
 SETTLED = timedelta(seconds=15)
 FULL_SCAN = timedelta(seconds=60)
 LOCK_WAIT_MS = 200
+STUCK = timedelta(seconds=2)  # so long the events of an incident that somebody holds are left alone: each try costs LOCK_WAIT_MS
 SMALLEST_BATCH = 50  # events read whatever the budget says, so that a slow machine gets on
 
 # Rows that were there already pass their instants through as the text PostgreSQL gave: reading one costs more than all else of a row.
@@ -195,7 +196,7 @@ class _Batch:
         self.drafts: dict[int, _Alert] = {}
         self.stale: list[int] = []  # open alerts whose incident is gone or closed: they let go of their keys
         self.numbers: list[tuple[int, int, bool | None]] = []  # ids for an incident and its alert, and whether its short number is taken
-        self.locked: set[tuple[int, str]] = set()  # keys whose incident somebody else holds: their events wait for the next pass
+        self.passed_over = 0  # events whose incident somebody else holds: they wait
 
     def take(self, event: _Due) -> None:
         alert = self.open.get((event.integration_id, event.alert_key))
@@ -231,7 +232,7 @@ class _Batch:
     def _create(self, event: _Due) -> None:
         space = self.spaces[event.integration_id]
         if not space.enabled:
-            return self._end(event, Outcome.DROPPED, None, _("The workspace is disabled."))
+            return self._end(event, Outcome.DROPPED, None, gettext_noop("The workspace is disabled."))
         alert = self.drafts[event.id]
         group = group_key(alert)
         incident = self.groups.get((space.workspace_id, group)) if group else None
@@ -386,11 +387,13 @@ class _Mark:
 
 
 _mark = _Mark()
+# Keys (integration, alert key) whose incident somebody holds, and since when: their events are not read, or enough of them would be all we read.
+_stuck: dict[tuple[int, str], datetime] = {}
 _pace = 0.2  # milliseconds an event, lately
 
 
 def run_once(now: datetime, *, limit: int = 500, budget_ms: float = 50) -> int:
-    """Handles due events in the order they were accepted; how many. 0: nothing is due, or another process is at it.
+    """Handles due events in the order they were accepted; how many it looked at. 0: nothing is due, or another process is at it.
 
     Bounded by `limit` and by what the last passes say can be done in `budget_ms`; some fifty events at least.
     """
@@ -405,11 +408,11 @@ def run_once(now: datetime, *, limit: int = 500, budget_ms: float = 50) -> int:
     except Exception:
         with transaction.atomic():  # again from the start, with a savepoint around each part
             this = _pass(now, limit, isolate=True)
-    if this.handled and not this.waiting:
+    if this.handled and not _stuck:
         _mark.handled(this.handled[-1])
     if len(this.handled) >= SMALLEST_BATCH:  # fewer say more about what a pass costs than about what an event does
         _pace += 0.3 * ((time.perf_counter() - started) * 1000 / len(this.handled) - _pace)
-    return len(this.handled)
+    return len(this.handled) + this.passed_over
 
 
 @dataclass(slots=True)
@@ -417,7 +420,16 @@ class _Pass:
     now: datetime
     spaces: dict[int, _Space] = field(default_factory=dict)
     handled: list[_Due] = field(default_factory=list)
-    waiting: bool = False  # events were passed over because their incident is locked
+    passed_over: int = 0  # events whose incident somebody else holds: they wait
+
+
+_DUE = """
+    SELECT e.id, e.integration_id, e.received_at, e.alert_key, e.status, e.payload,
+           i.kind, i.name, i.workspace_id, w.status, w.disable_auto_close, w.auto_resolve_timeout, w.auto_resolve_mode
+    FROM (SELECT * FROM escalation_event
+          WHERE outcome IS NULL AND id > %s AND (integration_id, alert_key) NOT IN (SELECT * FROM unnest(%s::bigint[], %s::text[]))
+          ORDER BY id LIMIT %s) e
+    JOIN escalation_integration i ON i.id = e.integration_id JOIN escalation_workspace w ON w.id = i.workspace_id ORDER BY e.id"""
 
 
 def _pass(now: datetime, limit: int, *, isolate: bool) -> _Pass:
@@ -428,13 +440,9 @@ def _pass(now: datetime, limit: int, *, isolate: bool) -> _Pass:
         cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [LOCK])
         if not cursor.fetchone()[0]:
             return this
-        cursor.execute(
-            """SELECT e.id, e.integration_id, e.received_at, e.alert_key, e.status, e.payload,
-                      i.kind, i.name, i.workspace_id, w.status, w.disable_auto_close, w.auto_resolve_timeout, w.auto_resolve_mode
-               FROM (SELECT * FROM escalation_event WHERE outcome IS NULL AND id > %s ORDER BY id LIMIT %s) e
-               JOIN escalation_integration i ON i.id = e.integration_id JOIN escalation_workspace w ON w.id = i.workspace_id ORDER BY e.id""",
-            [_mark.at(now), limit],
-        )
+        for key in [key for key, since in _stuck.items() if not since <= now < since + STUCK]:
+            del _stuck[key]
+        cursor.execute(_DUE, [_mark.at(now), [pk for pk, _key in _stuck], [key for _pk, key in _stuck], limit])
         for pk, integration_id, received_at, key, status, payload, *space in cursor.fetchall():
             due.append(_Due(pk, integration_id, received_at, key, status, payload))
             if integration_id not in this.spaces:
@@ -471,7 +479,7 @@ def _isolate(due: list[_Due], this: _Pass) -> None:
 
 def _done(batch: _Batch, this: _Pass) -> None:
     this.handled += [event for event, *_rest in batch.outcomes]
-    this.waiting |= bool(batch.locked)
+    this.passed_over += batch.passed_over
 
 
 def _fail(event: _Due, error: Exception, now: datetime) -> None:
@@ -485,7 +493,9 @@ def _fail(event: _Due, error: Exception, now: datetime) -> None:
 def _handle(due: list[_Due], this: _Pass) -> _Batch:
     batch = _load(due, this)
     for event in due:
-        if (event.integration_id, event.alert_key) not in batch.locked:
+        if (event.integration_id, event.alert_key) in _stuck:
+            batch.passed_over += 1
+        else:
             batch.take(event)
     _write(batch)
     return batch
@@ -569,7 +579,7 @@ def _load(due: list[_Due], this: _Pass) -> _Batch:
         events,
     ) in rows:
         if incident_id in locked:
-            batch.locked.add((integration_id, key))
+            _stuck[integration_id, key] = this.now
         elif incident := incidents.get(incident_id):
             batch.open[integration_id, key] = _Alert(
                 pk, incident, integration_id, workspace_id, key, title, description, severity, status,
