@@ -305,18 +305,18 @@ def _status(payload: Mapping[str, Any]) -> str:
 
 
 def _images(value: Any) -> list[dict[str, str]]:
-    """Images by the reference's page: of equal `alt` the last is kept, a `src` that is too long or no address is dropped, at most 20."""
+    """Images by the reference's page: of equal `alt` (without one: of equal `src`) the last is kept, a `src` that is too long or no address is dropped, at most 20."""
     if not value:
         return []
     if not isinstance(value, list):
         raise BadEvent("images", _('must be a list of images, like [{"src": "https://..."}]'))
-    by_alt: dict[str, dict[str, str]] = {}
+    kept: dict[str, dict[str, str]] = {}
     for index, item in enumerate(value):
         if not isinstance(item, Mapping) or not item.get("src") or not isinstance(item["src"], str):
             raise BadEvent(f"images[{index}].src", _("is required: send an http or https address, or an image key"))
         if image := image_of(item["src"], item.get("alt"), item.get("href")):
-            by_alt[image.get("alt", "")] = image
-    return list(by_alt.values())[:MAX_IMAGES]
+            kept[image.get("alt") or image["src"]] = image
+    return list(kept.values())[:MAX_IMAGES]
 
 
 def image_of(src: str, alt: Any = None, href: Any = None) -> dict[str, str]:

@@ -164,6 +164,11 @@ def test_the_first_of_two_stays():
     assert event.links == [{"href": "https://p/", "title": "Source"}, {"href": "https://w/", "title": "wiki"}]
 
 
+def test_images_without_a_name_do_not_overwrite_one_another():
+    images = [{"src": f"https://i/{name}"} for name in "aba"]
+    assert standard(images=images).images == images[:2]
+
+
 def test_long_keys_stay_different():
     assert key_of("k" * 255) == "k" * 255
     first, second = key_of("k" * 300 + "1"), key_of("k" * 300 + "2")
