@@ -246,7 +246,7 @@ class Drain:
     # ---- asking what became of messages ----
 
     def _ask(self, now: datetime) -> None:
-        """Asks each channel whose transport `Polls`, unless its last question is still out; one without messages too, for what came on its own."""
+        """Asks each channel whose transport `Polls` about its messages, unless its last question is still out; one that `listens`, without any too."""
         with self.guard:
             wanted = {
                 pk: one.transport for pk, one in self.book.channels.items() if isinstance(one.transport, Polls) and pk not in self.asking
@@ -254,6 +254,7 @@ class Drain:
         if not wanted:
             return
         messages = outbox.to_ask(wanted, now)
+        wanted = {pk: provider for pk, provider in wanted.items() if messages.get(pk) or provider.listens}
         with self.guard:
             self.asking |= wanted.keys()
             self.unrecorded += len(wanted)  # what a provider told once is not told again: we do not end before it is written

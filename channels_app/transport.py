@@ -64,7 +64,7 @@ class Message:
     incidents: tuple[Mapping[str, Any], ...] = ()
     mentions: tuple[str, ...] = ()  # whom to @ in a group, as the platform names them
     language: str = "en"
-    idempotency_key: str = ""  # the delivery id, for providers that take one
+    idempotency_key: str = ""  # for providers that know a repeat by it: the delivery id, or for several incidents a UUID of exactly these deliveries
     context: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -236,6 +236,7 @@ class Transport:
     asks_each: ClassVar[bool] = (
         True  # where it `Polls`: about each message. False: what there is to hear comes all at once, whoever is asked about
     )
+    listens: bool = False  # where it `Polls`: also without a message to ask about, for what comes on its own
     demo: ClassVar[bool] = False  # plays inside the product: nothing leaves the house
     secret: ClassVar[frozenset[str]] = frozenset()  # settings that are write-only in forms and cut from every error
     Settings: ClassVar[type[Settings]] = Settings

@@ -202,6 +202,7 @@ class Asked(Provider):
 
     kind = "asked"
     family = "voice"
+    listens = True
     questions: list[tuple[str, list[str]]] = []
     hangs: threading.Event | None = None
 
@@ -239,6 +240,19 @@ def test_who_cannot_call_us_is_asked_what_became_of_its_messages(asked):
     assert Delivery.objects.get(channel=refusing).state == "sent"
     assert running.end() < 2
     assert not {name for name, _ids in Asked.questions} & {threading.current_thread().name}
+
+
+def test_who_has_nothing_to_tell_on_its_own_is_asked_about_messages_only(asked, monkeypatch):
+    monkeypatch.setattr(Asked, "listens", False)
+    channel = asked.channel("a", kind="asked")
+    running = Running("drain-0")
+    running.drain.tick(db_now())
+    assert not running.drain.asking and not running.drain._open()
+    asked.plan("a", transport.Receipt("m1"))
+    asked.page(asked.person(channel))
+    running.until(lambda: Delivery.objects.filter(state="delivered").exists())
+    running.end()
+    assert [] not in [ids for _thread, ids in Asked.questions]
 
 
 def test_a_provider_that_calls_us_before_we_have_written_is_heard(asked, monkeypatch):

@@ -180,6 +180,10 @@ class Email(Transport):
     Settings = Settings
     asks_each = False  # the mailbox is read as a whole
 
+    @property
+    def listens(self) -> bool:
+        return bool(self.settings.get("bounce_protocol"))
+
     def __init__(self, settings: Mapping[str, Any], http: Http, callback_url: str = "") -> None:
         super().__init__(settings, http, callback_url)
         self._idle: list[tuple[float, _Backend]] = []
@@ -209,10 +213,11 @@ class Email(Transport):
     def compose(self, message: Message, address: str) -> EmailMultiAlternatives:
         """The mail itself. The subject stays the same for the whole incident as far as the text's author keeps it so: Gmail threads by it."""
         domain = self._domain
-        envelope = str(self.settings.get("envelope_from") or "").replace("{id}", message.delivery_id.replace("-", ""))
+        key = message.idempotency_key or message.delivery_id
+        envelope = str(self.settings.get("envelope_from") or "").replace("{id}", key.replace("-", ""))
         headers = {
             "From": self.settings["from_email"],
-            "Message-ID": f"<{message.delivery_id}@{domain}>",
+            "Message-ID": f"<{key}@{domain}>",
             "Auto-Submitted": "auto-generated",  # RFC 3834: no holiday replies
             "X-Auto-Response-Suppress": "All",  # the same for Exchange
             "List-Id": f"<incidents.{domain}>",

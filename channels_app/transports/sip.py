@@ -177,6 +177,7 @@ class Sip(Transport):
     # a second is what trunks take that say nothing of it.
     limits = (Limit(1, 30), Limit(2, 1, "channel"))
     concurrency = 1
+    listens = True  # how a call of this node ended may be known after nobody asks about it any more
     max_chars = 600
     secret = frozenset({"password"})
     Settings = Settings

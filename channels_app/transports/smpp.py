@@ -214,6 +214,7 @@ class Smpp(Transport):
     person = True
     format = "plain"
     concurrency = 1
+    listens = True  # receipts come on sessions of ours, for a message or not
     secret = frozenset({"password"})
     Settings = Settings
 
@@ -273,7 +274,7 @@ class Smpp(Transport):
             "esm_class": 0,
         }
         detail = "" if text == simple else _("shortened to %(count)d parts") % {"count": most}
-        reference = zlib.crc32(message.delivery_id.encode()) & 0xFF
+        reference = zlib.crc32((message.idempotency_key or message.delivery_id).encode()) & 0xFF
         fields = [common | part for part in _laid_out(parts, reference, str(settings.get("long_messages") or "udh"))]
         fields[-1]["registered_delivery"] = int(self._wants_receipts())
         return fields, detail
