@@ -1,20 +1,23 @@
-"""Demo data for `make run`: people, a team, a rule whose every channel is played by the sandbox, and what DEMO_WEBHOOK and DEMO_SMTP add."""
+"""Demo data for `make run`: people, a team, a rule whose every channel is played by the sandbox, and what DEMO_WEBHOOK and DEMO_SMTP add.
 
-import json
-import os
-from pathlib import Path
-from typing import Any
+People go on to use what they tried out: they rename the workspace, delete an integration, put their own address into the administrator. So
+the demo's rows are known by ids, which the login keeps, and what is gone is left out."""
+
+import ipaddress
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from django.core.exceptions import ValidationError
 from django.db import transaction
 
 from channels_app.models import Channel, Preference
 from escalation import rules
 from escalation.models import EscalationRule, Integration, Layer, LayerChannel, Workspace
 from mapping.clock import db_now
-from mapping.crypto import new_secret
+from mapping.crypto import fingerprint, new_secret
 from mapping.models import ApiKey, ContactPoint, Installation, Member, Team
 
+ADMIN = "admin@demo.example"
 PEOPLE = [
     # e-mail, name, language, time zone, role
     ("wang@demo.example", "王芳 (director)", "zh-hans", "Asia/Shanghai", "manager"),
@@ -29,49 +32,80 @@ SANDBOX = [
     ("sandbox_im", "Sandbox chat"),
     ("sandbox_group", "Sandbox group: #oncall"),
 ]
+MAIL_TO = "oncall@demo.example"  # whom the first layer tells besides, while DEMO_SMTP is set
 PREFERRED = {"Critical": ["sandbox_app", "sandbox_im"], "Warning": ["sandbox_app"], "Info": ["sandbox_email"]}
 
 
+class Seeded(NamedTuple):
+    login: dict[str, Any]  # to be kept until the next start, in a file that only its owner can read
+    shown: dict[str, str]  # what demo.json says
+    notes: list[str]  # sentences for whoever started it
+
+
 @transaction.atomic
-def seed(data: Path, base_url: str, webhook: str | None, smtp: str | None) -> dict[str, Any]:
-    """Makes the demo once and sets its outside channels to what the variables say now; returns what demo.json says.
+def seed(login: dict[str, Any], base_url: str, webhook: str, smtp: str) -> Seeded:
+    """Makes the demo once and sets its outside channels to what the variables say now.
 
-    The administrator's password and APP key are hashed in the database, so they are kept beside the data (mode 0600) to be shown again.
+    `login` is what the last call returned, {} at first. The administrator's password and APP key are hashed in the database, so it holds
+    them, to be shown again, and the demo's ids. It is to be written after this has returned: by then the demo is committed.
     """
-    path = data / "demo-login.json"
-    login = json.loads(path.read_text()) if path.exists() else {}
-    admin = Member.objects.filter(email="admin@demo.example").first()
-    if admin is None or not login:
+    if _admin(login) is None:
+        login = _found(login) if Channel.objects.filter(is_demo="sandbox").exists() else _make()
+    notes = _outside_channels(login.get("rule"), webhook, smtp)
+    shown = {"base_url": base_url}
+    alive = Integration.objects.filter(status="enabled", workspace__status="enabled")
+    for name, kind in (("push_url", "standard"), ("prometheus_url", "prometheus")):
+        if (row := alive.filter(id=login.get(kind)).first()) is not None:
+            shown[name] = f"{base_url}/event/push/alert/{kind}?integration_key={row.key}"
+    admin = _admin(login)
+    if admin is not None and admin.is_active:
+        shown |= {"admin_email": admin.email, "admin_password": login["admin_password"]}
+    if _has_key(login):
+        shown["app_key"] = login["app_key"]
+    return Seeded(login, shown, notes)
+
+
+def _admin(login: dict[str, Any]) -> Member | None:
+    """The demo's administrator, under whatever address; None when this login was written for another database."""
+    member = Member.objects.filter(id=login.get("admin")).first()
+    return member if member is not None and member.created_at.isoformat() == login.get("made") else None
+
+
+def _has_key(login: dict[str, Any]) -> bool:
+    return ApiKey.objects.filter(key_hash=fingerprint(login.get("app_key", ""))).exists()
+
+
+def _found(login: dict[str, Any]) -> dict[str, Any]:
+    """The login of a demo that is there already, where its file was removed or knows no ids yet: by the names things had at first.
+
+    The administrator gets a new password and APP key, unless the account has become a person's own by another address.
+    """
+    in_demo = {"workspace__name": "Demo"}
+    ids: dict[str, Any] = {
+        kind: Integration.objects.filter(kind=kind, **in_demo).order_by("id").values_list("id", flat=True).first()
+        for kind in ("standard", "prometheus")
+    }
+    ids["rule"] = EscalationRule.objects.filter(name="Demo rule", **in_demo).values_list("id", flat=True).first()
+    admin = Member.objects.filter(email=ADMIN).first()
+    if admin is None:
+        return ids
+    if not _has_key(login):
         login = {"admin_password": new_secret(14), "app_key": new_secret(40)}
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump(login, file)
-        if admin is None:
-            _make(login)
-        else:  # the file was removed: a new login for the same administrator
-            admin.set_password(login["admin_password"])
-            admin.save(update_fields=["password"])
-            ApiKey.objects.filter(member=admin, name="demo").delete()
+        admin.set_password(login["admin_password"])
+        admin.save(update_fields=["password"])
+        ApiKey.objects.filter(member=admin, name="demo").delete()
+        try:
             ApiKey.issue(admin, "demo", secret=login["app_key"])
-    _outside_channels(webhook or "", smtp or "")
-    keys = {
-        row.kind: row.key
-        for row in Integration.objects.filter(workspace__name="Demo", status="enabled", kind__in=["standard", "prometheus"]).order_by("-id")
-    }
-    push = f"{base_url}/event/push/alert/{{}}?integration_key={{}}"
-    return {
-        "base_url": base_url,
-        "push_url": push.format("standard", keys["standard"]),
-        "prometheus_url": push.format("prometheus", keys["prometheus"]),
-        "admin_email": "admin@demo.example",
-        "admin_password": login["admin_password"],
-        "app_key": login["app_key"],
-    }
+        except ValidationError:  # five keys of their own: they need none of ours
+            del login["app_key"]
+    return login | ids | {"admin": admin.id, "made": admin.created_at.isoformat()}
 
 
-def _make(login: dict[str, Any]) -> None:
+def _make() -> dict[str, Any]:
+    login: dict[str, Any] = {"admin_password": new_secret(14), "app_key": new_secret(40)}
     now = db_now()
     admin = Member.objects.create_user(
-        "admin@demo.example", "Ada Admin", login["admin_password"], role="administrator", may_use_sandbox=True, time_zone="UTC"
+        ADMIN, "Ada Admin", login["admin_password"], role="administrator", may_use_sandbox=True, time_zone="UTC"
     )
     people = {
         email: Member.objects.create_user(email, name, language=lang, time_zone=zone, role=role) for email, name, lang, zone, role in PEOPLE
@@ -96,7 +130,7 @@ def _make(login: dict[str, Any]) -> None:
     space = Workspace.objects.create(name="Demo", description="Where the demo's alerts become incidents", team=team)
     space.catch_all_teams.add(team)
     for kind, name in (("standard", "Demo alerts"), ("prometheus", "Demo Alertmanager")):
-        Integration.objects.create(workspace=space, kind=kind, name=name)
+        login[kind] = Integration.objects.create(workspace=space, kind=kind, name=name).id
     rule = EscalationRule.objects.create(
         workspace=space, name="Demo rule", description="Loops every 30 s; calls the supervisor after 5 minutes"
     )
@@ -108,40 +142,66 @@ def _make(login: dict[str, Any]) -> None:
         critical=["sandbox_voice", "sandbox_sms"], warning=["sandbox_sms"], info=["sandbox_email"],
     )  # fmt: skip
     LayerChannel.objects.create(layer=second, channel=channels["sandbox_group"])
+    return login | {"admin": admin.id, "made": admin.created_at.isoformat(), "rule": rule.id}
 
 
-def _outside_channels(webhook: str, smtp: str) -> None:
-    """DEMO_WEBHOOK and DEMO_SMTP: exactly that host and port are permitted, on that channel, and only as long as the variable says so."""
-    first = Layer.objects.filter(rule__name="Demo rule", rule__workspace__name="Demo", idx=0).select_related("rule").first()
-    if first is None:
-        return  # the demo's rule was renamed or removed: the operator has moved on
-    before = set(first.channels.values_list("channel_id", flat=True)) | set(first.emails)
-    parts = urlsplit(webhook) if webhook else None
+def _outside_channels(rule_id: int | None, webhook: str, smtp: str) -> list[str]:
+    """DEMO_WEBHOOK and DEMO_SMTP: exactly that host and port are permitted, on that channel, and only as long as the variable says so.
+
+    What is withdrawn is withdrawn wherever it was used; what is given is added to the first layer of the demo's rule. Returns a sentence
+    for each that is nowhere in use, because that rule is gone.
+    """
+    first = Layer.objects.filter(rule_id=rule_id).exclude(rule__status="deleted").order_by("idx").first()
+    touched: set[int] = set()
+    notes = []
+
     hook = Channel.objects.filter(is_demo="webhook").first()
-    if parts is not None:
-        host = f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+    if webhook:
+        parts = urlsplit(webhook)
+        place = _place(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
         hook = hook or Channel(kind="webhook", is_demo="webhook")
-        hook.name, hook.status, hook.settings, hook.allowed_hosts = "Demo webhook", "enabled", {"url": webhook}, [host]
+        hook.name, hook.status, hook.settings, hook.allowed_hosts = "Demo webhook", "enabled", {"url": webhook}, [place]
         hook.save()
-        LayerChannel.objects.get_or_create(layer=first, channel=hook, defaults={"events": []})
+        if first is not None and LayerChannel.objects.get_or_create(layer=first, channel=hook, defaults={"events": []})[1]:
+            touched.add(first.rule_id)
+        elif not LayerChannel.objects.filter(channel=hook).exclude(layer__rule__status="deleted").exists():
+            notes.append(f"DEMO_WEBHOOK is told nothing: the demo's rule is gone. Add the channel “{hook.name}” to a rule of yours.")
     elif hook is not None:
-        LayerChannel.objects.filter(channel=hook).delete()
+        uses = LayerChannel.objects.filter(channel=hook)
+        touched |= set(uses.values_list("layer__rule_id", flat=True))
+        uses.delete()
         Channel.objects.filter(id=hook.id).update(status="disabled", allowed_hosts=[])
 
     mail = Channel.objects.filter(is_demo="smtp").first()
-    address = "oncall@demo.example"
+    told = Layer.objects.filter(emails__contains=[MAIL_TO])
     if smtp:
         host, _colon, port = smtp.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")  # as a URL writes an IPv6 address; a socket wants it bare
         mail = mail or Channel(kind="email", is_demo="smtp")
-        mail.name, mail.status = "Demo mail", "enabled"
+        mail.name, mail.status, mail.allowed_hosts = "Demo mail", "enabled", [_place(host, int(port))]
         mail.settings = {"host": host, "port": int(port), "security": "none", "from_email": "Flashduty <flashduty@demo.example>"}
-        mail.allowed_hosts = [f"{host}:{port}"]
         mail.save()
-        first.emails = sorted({*first.emails, address})
+        if first is not None and MAIL_TO not in first.emails:
+            first.emails = sorted({*first.emails, MAIL_TO})
+            first.save(update_fields=["emails"])
+            touched.add(first.rule_id)
+        elif not told.exclude(rule__status="deleted").exists():
+            notes.append(f"DEMO_SMTP is sent nothing: the demo's rule is gone. Add {MAIL_TO} to a rule of yours.")
     else:
-        first.emails = [email for email in first.emails if email != address]
+        for layer in told:
+            layer.emails = [email for email in layer.emails if email != MAIL_TO]
+            layer.save(update_fields=["emails"])
+            touched.add(layer.rule_id)
         if mail is not None:
             Channel.objects.filter(id=mail.id).update(status="disabled", allowed_hosts=[])
-    first.save(update_fields=["emails"])
-    if before != set(first.channels.values_list("channel_id", flat=True)) | set(first.emails):
-        rules.changed([first.rule_id])
+    rules.changed(touched)
+    return notes
+
+
+def _place(host: str, port: int) -> str:
+    """host:port as the guard of the network spells it: an IPv6 address in its short form, in brackets."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return f"{host.lower()}:{port}"
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"

@@ -301,24 +301,17 @@ class Run:
             time.sleep(0.05)
 
 
-def welcome(demo: dict) -> str:
-    """What a newcomer does next: where to look, how to get in, one line to paste."""
+def welcome(demo: dict[str, str]) -> str:
+    """What a newcomer does next: where to look, how to get in, one line to paste. What the demo no longer has is left out."""
     event = '{"event_status": "Critical", "title_rule": "Checkout is down", "alert_key": "checkout", "labels": {"service": "checkout"}}'
-    return "\n".join(
-        (
-            "",
-            "  Flashduty is ready.",
-            f"    Console        {demo['base_url']}/admin/",
-            f"                   {demo['admin_email']}   {demo['admin_password']}",
-            f"    Sandbox phone  {demo['base_url']}/sandbox/",
-            "    Send an alert and watch it arrive there:",
-            "",
-            f"curl -X POST -H 'Content-Type: application/json' '{demo['push_url']}' -d '{event}'",
-            "",
-            "    Ctrl-C ends everything.",
-            "",
-        )
-    )
+    lines = ["", "  Flashduty is ready.", f"    Console        {demo['base_url']}/admin/"]
+    if "admin_email" in demo:
+        lines.append(f"                   {demo['admin_email']}   {demo['admin_password']}")
+    lines.append(f"    Sandbox phone  {demo['base_url']}/sandbox/")
+    if "push_url" in demo:
+        lines += ["    Send an alert and watch it arrive there:", ""]
+        lines += [f"curl -X POST -H 'Content-Type: application/json' '{demo['push_url']}' -d '{event}'", ""]
+    return "\n".join([*lines, "    Ctrl-C ends everything.", ""])
 
 
 def listening(host: str, port: int) -> tuple[socket.AddressFamily, tuple]:
@@ -362,7 +355,7 @@ def check_variables() -> None:
             raise ValueError
     except ValueError:
         raise Wrong("DEMO_WEBHOOK must look like http://127.0.0.1:9000/page.") from None
-    if mail and not (re.fullmatch(r"(\[[^\]]+\]|[^:]+):\d{1,5}", mail) and 0 < int(mail.rpartition(":")[2]) < 65536):
+    if mail and not (re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):\d{1,5}", mail) and 0 < int(mail.rpartition(":")[2]) < 65536):
         raise Wrong("DEMO_SMTP must look like 127.0.0.1:1025.")
 
 
@@ -493,8 +486,19 @@ def _migrate() -> None:
 def _seed(where: Where) -> None:
     from flashduty import demo
 
-    content = demo.seed(where.data, where.base_url, os.environ.get("DEMO_WEBHOOK") or None, os.environ.get("DEMO_SMTP") or None)
-    write_private(where.data / "demo.json", content)
+    kept = where.data / "demo-login.json"
+    try:
+        login = json.loads(kept.read_text())
+    except (OSError, ValueError):
+        login = {}  # the first start, or a file that was removed or broken: seed() makes a new login
+    done = demo.seed(
+        login if isinstance(login, dict) else {}, where.base_url, os.environ.get("DEMO_WEBHOOK", ""), os.environ.get("DEMO_SMTP", "")
+    )
+    if done.login != login:
+        write_private(kept, done.login)
+    write_private(where.data / "demo.json", done.shown)
+    for note in done.notes:
+        say(note)
 
 
 def main(arguments: list[str]) -> int:
