@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from django.utils.translation import gettext as _
 
@@ -77,6 +77,14 @@ class Claimed:
         if self.member is not None and self.said.topic is not None:
             return links.person_link(self.said.topic, self.member.id, self.at)
         return str(self.said.context.get("detail_url") or "")
+
+    @property
+    def key(self) -> str:
+        """By what a provider knows a repeat: the same only for the same deliveries. With the carrier's alone, a message that was lost and is repeated
+        with others inside would be answered with the old one, and nobody would read of the others."""
+        if not self.bundle:
+            return str(self.uid)
+        return str(uuid5(self.uid, ",".join(sorted(str(one.uid) for one in self.bundle))))
 
     def incident(self, url: str) -> dict[str, Any]:
         context = self.said.context
@@ -173,7 +181,7 @@ def compose(claimed: Claimed, now: datetime) -> tuple[Message, Rendered]:
         severity=said.severity, subject=rendered.subject, text=rendered.text, html=rendered.html, sent_at=now,
         title=str(said.context.get("title") or ""), url=url, incident_id=str(said.context.get("id") or ""),
         num=str(said.context.get("num") or ""), layer_idx=said.layer_idx, incidents=incidents, mentions=claimed.mentions,
-        language=claimed.language, idempotency_key=str(claimed.uid), context=context,
+        language=claimed.language, idempotency_key=claimed.key, context=context,
     )  # fmt: skip
     return message, rendered
 

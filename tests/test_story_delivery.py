@@ -7,6 +7,7 @@ from channels_app.models import Channel, Delivery
 from escalation.models import TimelineEntry
 from templates_app.models import Template, TemplateSet
 from tests.fakes.feishu import FeishuBot
+from tests.fakes.google_chat import ChatSpace
 from tests.fakes.server import Reply, Server
 from tests.fakes.smtp import Mailbox
 from tests.fakes.telegram import TOKEN, Chat, TelegramApi
@@ -109,6 +110,30 @@ def test_an_answer_that_never_came_is_unknown_and_the_repeat_says_so(world):
         assert (second["attempt"], second["possible_repeat"]) == (2, True)
         assert first["delivery_id"] == second["delivery_id"] and second["incidents"][0]["possible_repeat"] is True
         world.ack()
+
+
+def test_a_repeat_that_carries_others_is_another_message_to_a_provider_that_knows_repeats(world):
+    """Google Chat answers the request id of a message that it has with that message: what came along would be read by nobody."""
+
+    class Space(ChatSpace):
+        now = property(lambda self: world.now.timestamp(), lambda self, value: None)
+
+    with Space() as space:
+        chat = Channel.objects.create(kind="google_chat", name="#oncall", settings={"url": space.hook}, allowed_hosts=[space.host])
+        world.rule(layer(groups=[chat]))
+        judge, lost = space.answer, []
+        space.answer = lambda seen: lost.append(judge(seen)) or Reply(raw=b"", end="reset")
+        world.alert("first")
+        assert [reply.status for reply in lost] == [200] and Delivery.objects.get().possible_repeat
+        space.answer = judge
+        world.alert("second", settle=False)
+        world.alert("third", settle=False)
+        world.pass_time(minutes=1)
+        assert all(any(title in message["text"] for message in space.said) for title in ("first", "second", "third"))
+        assert len({message["requestId"] for message in space.said}) == len(space.said)
+        assert Delivery.objects.filter(state="bundled").exists()
+        for title in ("first", "second", "third"):
+            world.ack(title)
 
 
 def test_the_default_body_of_the_webhook_is_the_documented_one(world):

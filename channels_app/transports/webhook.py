@@ -2,8 +2,8 @@
 
 The default body is one JSON object with the fields of `default_body`. Every request carries
 
-    Idempotency-Key          the delivery id: the same for every attempt
-    X-Flashduty-Delivery     the same
+    Idempotency-Key          the same for every attempt that carries the same: the delivery id, or an id of its own where it names several incidents
+    X-Flashduty-Delivery     the delivery id
     X-Flashduty-Attempt      counts from 1
     X-Flashduty-Timestamp    Unix seconds when it was sent            } where the channel has a secret
     X-Flashduty-Signature    v1=<hex HMAC-SHA256 of the next line>    }

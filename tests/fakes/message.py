@@ -26,7 +26,6 @@ _PAGE = Message(
             "possible_repeat": False, "url": "https://oncall.example.com/i/a1b2c3", "num": "A1B2C3",
         },
     ),
-    idempotency_key="0d0f1b5e-5a43-4b52-9f0c-2f1d2a0c9f11",
 )  # fmt: skip
 
 
