@@ -26,6 +26,7 @@ MOST_BYTES: Final = 256 * 1024  # of one report: the rest of it is our own mail,
 MOST_MAILS: Final = 200  # read at once; the others the next time
 INTERVAL: Final = 30.0  # seconds between two looks into a mailbox, in each process
 LOOK_SECONDS: Final = 20.0
+_BREAKS: Final = (imaplib.IMAP4.error, poplib.error_proto, OSError, EOFError, ValueError)  # what a look can end with
 
 _ID = re.compile(r"<[^<>\s]{1,300}>")
 _ADDRESS = re.compile(r"[^\s<>()\[\]:;,\"']+@[\w.-]+\w")
@@ -227,7 +228,7 @@ def collect(place: Place, door: Http) -> list[bytes]:
         except DeliveryError as error:
             watch.trouble = error
             raise
-        except (imaplib.IMAP4.error, poplib.error_proto, OSError, EOFError, ValueError) as error:
+        except _BREAKS as error:
             watch.trouble = _explain(place, door, error)
             raise watch.trouble from None
     finally:
@@ -236,18 +237,22 @@ def collect(place: Place, door: Http) -> list[bytes]:
 
 def _look(place: Place, door: Http, watch: _Watch) -> list[bytes]:
     box: _Box = (_ImapBox if place.protocol == "imap" else _PopBox)(place, door)
+    found: dict[str, bytes] = {}
     try:
         box.enter()
         box.done(watch.told)
         watch.told = []
-        found = []
         for key, raw in box.new():
-            found.append(raw)
-            watch.told.append(key)
-        return found
+            found[key] = raw
+    except _BREAKS as error:
+        if not found:
+            raise
+        watch.trouble = _explain(place, door, error)  # told the next time: first what was read
     finally:
-        with contextlib.suppress(imaplib.IMAP4.error, poplib.error_proto, OSError, EOFError):
+        with contextlib.suppress(*_BREAKS):
             box.leave()
+    watch.told = list(found)  # only what is handed on is marked
+    return list(found.values())
 
 
 def _explain(place: Place, door: Http, error: Exception) -> DeliveryError:

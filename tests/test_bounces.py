@@ -176,6 +176,28 @@ def test_a_mailbox_is_read_and_marked_the_next_time(protocol, monkeypatch):
         assert store.mails == []
 
 
+@pytest.mark.parametrize("protocol", ["imap", "pop3"])
+def test_a_mailbox_that_breaks_off_loses_nothing(protocol, monkeypatch):
+    store = Store(breaks_at=3)
+    ids = [f"<{UID[:-1]}{number}@mail.example.com>" for number in range(5)]
+    for message_id in ids:
+        store.add(sample("postfix_unknown_user", message_id))
+    with store.serve(protocol) as port:
+        channel = box(store, protocol, port)
+        assert [update.message_id for update in channel.poll([])] == ids[:2]
+        with pytest.raises(DeliveryError):
+            channel.poll([])
+        later(monkeypatch)
+        assert [update.message_id for update in channel.poll([])] == ids[2:]
+        store.breaks_at = 1
+        store.add(sample("postfix_unknown_user", OURS))
+        later(monkeypatch)
+        with pytest.raises(DeliveryError):
+            channel.poll([])
+        later(monkeypatch)
+        assert OURS in [update.message_id for update in channel.poll([])]
+
+
 def test_marks_are_for_one_life_of_a_folder(monkeypatch):
     store = Store()
     store.add(sample("postfix_unknown_user"))

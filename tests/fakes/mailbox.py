@@ -26,11 +26,17 @@ class Store:
     mails: list[Stored] = field(default_factory=list)
     life: int = 7
     heard: list[str] = field(default_factory=list)
+    breaks_at: int = 0  # the connection is lost instead of the answer to this FETCH or TOP, counted from 1; once
     tls: ssl.SSLContext | None = None
     starttls: ssl.SSLContext | None = None
 
     def add(self, raw: bytes) -> None:
         self.mails.append(Stored(max((mail.uid for mail in self.mails), default=40) + 1, re.sub(rb"\r?\n", b"\r\n", raw)))
+
+    def _mail_asked(self) -> None:
+        self.breaks_at -= 1
+        if self.breaks_at == 0:
+            raise EOFError
 
     @contextmanager
     def serve(self, protocol: str) -> Iterator[int]:
@@ -99,6 +105,7 @@ class Store:
         if args.upper() == "SEARCH UNSEEN":
             line.say("* SEARCH " + " ".join(str(mail.uid) for mail in self.mails if not mail.seen))
         elif found := re.fullmatch(r"FETCH (\d+) \(BODY\.PEEK\[\]<0\.(\d+)>\)", args):
+            self._mail_asked()
             for number, mail in enumerate(self.mails, 1):
                 if mail.uid == int(found[1]):
                     raw = mail.raw[: int(found[2])]
@@ -137,6 +144,7 @@ class Store:
             elif word == "UIDL" and not args and logged_in:
                 line.say("+OK", *(f"{number} uid-{mail.uid}" for number, mail in enumerate(self.mails, 1)), ".")
             elif word == "TOP" and logged_in:
+                self._mail_asked()
                 number, lines = map(int, args.split())
                 head, _blank, body = self.mails[number - 1].raw.partition(b"\r\n\r\n")
                 text = head + b"\r\n\r\n" + b"\r\n".join(body.split(b"\r\n")[:lines])
