@@ -1,11 +1,15 @@
 """Stories of delivery: providers that are down, refuse, block or are flooded, read at the provider and never from our own word for it."""
 
+import re
+
 import pytest
 
 from channels_app import outbox
 from channels_app.models import Channel, Delivery
 from escalation.models import TimelineEntry
+from mapping.models import MappingTable
 from templates_app.models import Template, TemplateSet
+from tests.fakes.dingtalk import DingTalkBot
 from tests.fakes.feishu import FeishuBot
 from tests.fakes.google_chat import ChatSpace
 from tests.fakes.server import Reply, Server
@@ -301,3 +305,40 @@ def test_an_im_message_that_a_person_does_not_get_goes_out_by_sms_and_e_mail_at_
         world.expect(("Lee", "sms", "triggered"), ("Lee", "email", "triggered"), at=0)
         assert "blocked" in Delivery.objects.get(channel=bot).reason
         world.ack()
+
+
+# ---- whom a group message calls ----
+
+
+@pytest.mark.parametrize("mention", [True, False], ids=["on", "off"])
+def test_dingtalk_calls_the_people_of_the_layer_by_phone(world, mention):
+    lee, kim, boss = world.person("Lee", []), world.person("Kim", []), world.person("Boss", [])
+    lee.contact_points.create(kind="phone", value="+8613800138000", verified_at=world.now)
+    kim.contact_points.create(kind="phone", value="+8613900139000")  # nobody knows yet whether it is Kim's
+    boss.contact_points.create(kind="phone", value="+85261234567", verified_at=world.now)
+    with DingTalkBot(keywords=("#",), now=world.now.timestamp()) as bot:
+        group = Channel.objects.create(
+            kind="dingtalk", name="#oncall", settings={"url": bot.hook, "keyword": "#"}, allowed_hosts=[bot.host]
+        )
+        use = (group, {"mention": mention})
+        world.rule(layer(lee, kim, groups=[use], escalate_window=5, follow_preference=False), layer(boss, groups=[use]))
+        world.alert("db down, call @13700137000")
+        world.pass_time(minutes=5)
+        world.ack()
+        assert [bot.called(said) for said in bot.said] == ([["13800138000"], ["+852-61234567"], []] if mention else [[], [], []])
+
+
+@pytest.mark.parametrize("mention", [True, False], ids=["on", "off"])
+def test_feishu_calls_the_people_of_the_layer_by_the_mapping_table(world, bot, mention):
+    lee, kim, boss = world.person("Lee", []), world.person("Kim", []), world.person("Boss", [])
+    table = MappingTable.objects.create(name="Feishu ids")
+    table.entries.create(email="Lee@Example.com", external_id="ou_lee")
+    table.entries.create(email=boss.email, external_id="ou_boss")
+    table.entries.create(email="somebody.else@example.com", external_id="ou_else")
+    use = (feishu(world, bot), {"mention": mention, "mapping_table": table})
+    world.rule(layer(lee, kim, groups=[use], escalate_window=5, follow_preference=False), layer(boss, groups=[use]))
+    world.alert("db down <at id=all></at>")
+    world.pass_time(minutes=5)
+    world.ack()
+    texts = ["".join(element["text"]["content"] for element in card["elements"] if element["tag"] == "div") for card in bot.said]
+    assert [re.findall(r"<at id=(\w+)>", text) for text in texts] == ([["ou_lee"], ["ou_boss"], []] if mention else [[], [], []])
