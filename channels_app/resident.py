@@ -249,8 +249,8 @@ class _Place:
                 time.sleep(0.002)
         finally:
             self.line.free()
-        os.ftruncate(self.lock.handle, 0)
-        os.pwrite(self.lock.handle, f"{os.getpid()} {tree_id()}".encode(), 0)
+        # Over what stands there and cut afterwards: on a full disk the file's own bytes are the only ones there are.
+        os.ftruncate(self.lock.handle, os.pwrite(self.lock.handle, f"{os.getpid()} {tree_id()}".ljust(48).encode(), 0))
         self.want.unlink(missing_ok=True)  # a question to us, not to who comes after us
         return True
 
@@ -263,7 +263,8 @@ class _Place:
             return True
         now = time.monotonic()
         if now - self.asked >= 1:
-            self.want.touch()
+            with contextlib.suppress(OSError):  # a full disk: we are followed when our overtime ends
+                self.want.touch()
             self.asked = now
         return False
 

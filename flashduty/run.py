@@ -29,6 +29,8 @@ from flashduty import postgres
 
 PREPARATION_FAILED = 78  # EX_CONFIG: the lower process said what is wrong, and trying again would not help
 SECONDS_TO_STOP = 2.8
+LONG_LIVED = 10.0  # a supervisor that ends after so many seconds did not fail at its start
+LONGEST_PAUSE = 10.0
 # The environment of the product: what `make`, or a shell in which another instance is configured, must not decide.
 OURS = (
     "BASE_URL",
@@ -51,7 +53,8 @@ class Wrong(Exception):
 
 
 def say(line: str, source: str = "run") -> None:
-    print(f"{source:<9}| {line}", flush=True)
+    with contextlib.suppress(OSError):  # a log file on a full disk, a terminal that is gone: no reason to stop paging
+        print(f"{source:<9}| {line}", flush=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +98,7 @@ class Run:
         self.own_database = not os.environ.get("DATABASE_URL")
         self.server: postgres.Server | None = None
         self.child: subprocess.Popen | None = None
+        self.born = 0.0  # when it was started
         self.environment: dict[str, str] = {}
         self.stopping = self.started = self.ready = False
         self.journal_read = 0
@@ -138,9 +142,10 @@ class Run:
                 raise Wrong(
                     f"Another `make run` (process {handle.read().strip() or '?'}) uses {data}: stop it or choose another folder with DATA=."
                 ) from None
-            handle.truncate(0)
-            handle.write(f"{os.getpid()}\n")
-            handle.flush()
+            with contextlib.suppress(OSError):  # a full disk: the lock holds without our number in it
+                handle.truncate(0)
+                handle.write(f"{os.getpid()}\n")
+                handle.flush()
             yield
 
     def _asked_to_stop(self, number: int, frame: object) -> None:
@@ -176,6 +181,7 @@ class Run:
 
     def _start_child(self) -> None:
         command = [sys.executable, "-m", "flashduty.run", "--child", self.where.host, str(self.where.port), str(self.where.data)]
+        self.born = time.monotonic()
         self.child = subprocess.Popen(
             [*command, "again"] if self.ready else command, env=self.environment, cwd=pathlib.Path(__file__).resolve().parent.parent,
             stdin=subprocess.DEVNULL, start_new_session=True,
@@ -198,13 +204,15 @@ class Run:
             if code is not None:
                 if code == PREPARATION_FAILED:
                     return 1
-                failures = 0 if self.ready and failures == 0 else failures + 1
+                failures = 0 if self.ready and time.monotonic() - self.born > LONG_LIVED else failures + 1
                 if not self.ready and failures >= 3:
                     say(f"the supervisor has ended with code {code} for the third time before the product was ready: giving up")
                     return 1
                 say(f"the supervisor has ended with code {code}: starting it again")
-                self._start_child()
-                self._sleep(min(0.2 * failures, 5.0))
+                if failures > 1:  # each start makes a whole tree of workers: what dies at once must not do so twice a second
+                    self._sleep(min(0.1 * 2**failures, LONGEST_PAUSE))
+                if not self.stopping:
+                    self._start_child()
                 continue
             self._sleep(0.5)
         return 0

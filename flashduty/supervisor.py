@@ -58,7 +58,8 @@ def supervise(*, host: str, port: int, web: bool = True, on_ready: Callable[[], 
 
 
 def _print(line: str, source: str) -> None:
-    print(f"{source:<9}| {line}", flush=True)
+    with contextlib.suppress(OSError):  # a log file on a full disk, a terminal that is gone: no reason to stop paging
+        print(f"{source:<9}| {line}", flush=True)
 
 
 # ---------------------------------------------------------------- processes
@@ -125,6 +126,13 @@ class _Watch:
             self.handle = None
 
 
+def _write(name: str, text: str) -> None:
+    """A file of the run folder, by rename: a reader sees all of it."""
+    draft = resident.path(f"{name}.new")
+    draft.write_text(text)
+    draft.rename(resident.path(name))
+
+
 def _kill(pid: int, number: int = signal.SIGKILL) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, number)
@@ -180,6 +188,7 @@ class _Tree(_Family):
         self.beaten: set[str] = set()
         self.damaged = ""
         self.stop_at: float | None = None
+        self.stop_told = False
         self.work = resident.Lock(f"tree.{tree}")
 
     def look(self, table: dict[int, _Process], workers: int) -> None:
@@ -197,13 +206,14 @@ class _Tree(_Family):
         return next((pid for pid, watch in self.watches.items() if watch.ended()), None)
 
     def tell_to_stop(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        if self.stop_at is None or until < self.stop_at:
-            self.stop_at = until
-            target = resident.path(f"stop.{self.id}")
-            draft = target.with_name(f"{target.name}.new")
-            draft.write_text(f"{seconds:.1f}")
-            draft.rename(target)
+        """Ends at `stop_at` at the latest, whoever heard of it: where the disk is full nobody can be told, and they are killed at that time."""
+        now = time.monotonic()
+        if self.stop_at is None or now + seconds < self.stop_at:
+            self.stop_at, self.stop_told = now + seconds, False
+        if not self.stop_told:
+            with contextlib.suppress(OSError):
+                _write(f"stop.{self.id}", f"{max(0.0, self.stop_at - now):.1f}")
+                self.stop_told = True
 
     def forget(self) -> None:
         for watch in self.watches.values():
@@ -269,7 +279,7 @@ class _Supervisor:
         self.asked_to_stop = 0
         self.to_reap: dict[int, float] = {}  # pid -> when its family still lived
         self.scan_at = 0.0
-        self.told = ""
+        self.told, self.untold = "", ""
         address = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
         self.url = f"http://{f'[{address}]' if ':' in address else address}:{port}/healthz"
         self.database, self.answers = _Probe(_ask_database), _Probe(self._ask_web)
@@ -386,7 +396,7 @@ class _Supervisor:
         if not self.start_at:
             ours = current is not None and current.watches
             self.failures = self.failures + 1 if ours and current and len(current.beaten) < len(self.slots) else 0
-            pause = min(LONGEST_BACKOFF, 0.5 * 2 ** (self.failures - 1)) if self.failures else 0.0
+            pause = _pause(self.failures)
             self.start_at = now + pause
             if current is not None and ours:
                 self.say(f"workers: {current.damaged}; a new tree starts {f'in {pause:.1f} s' if pause else 'now'}")
@@ -405,7 +415,14 @@ class _Supervisor:
     def _start_tree(self) -> None:
         tree = f"{time.time_ns():020d}-{os.getpid()}"  # a later tree sorts later: its residents stand in line behind an older one's
         command = [sys.executable, str(settings.BASE_DIR / "manage.py"), "workers"]
-        pid, output = self._spawn(command, {"FLASHDUTY_TREE": tree, "FLASHDUTY_RESIDENT": "True"})
+        try:
+            resident.Lock(f"tree.{tree}").close()  # first: a tree whose lock cannot be made could not be ended in peace
+            pid, output = self._spawn(command, {"FLASHDUTY_TREE": tree, "FLASHDUTY_RESIDENT": "True"})
+        except OSError as error:
+            self.failures += 1
+            self.start_at = time.monotonic() + _pause(self.failures)
+            self.say(f"workers: they cannot be started ({error}); trying again in {_pause(self.failures):.1f} s")
+            return
         self.trees.append(_Tree(pid, tree))
         self.trees[-1].output = output
         self.trees[-1].watches[pid] = _Watch(pid)
@@ -417,10 +434,15 @@ class _Supervisor:
         environment.setdefault("MALLOC_ARENA_MAX", "2")
         reader, writer = os.pipe()
         os.set_blocking(reader, False)
-        child = subprocess.Popen(
-            command, env=environment, cwd=settings.BASE_DIR, stdin=subprocess.DEVNULL, stdout=writer, stderr=writer, start_new_session=True
-        )  # fmt: skip
-        os.close(writer)
+        try:
+            child = subprocess.Popen(
+                command, env=environment, cwd=settings.BASE_DIR, stdin=subprocess.DEVNULL, stdout=writer, stderr=writer, start_new_session=True
+            )  # fmt: skip
+        except OSError:
+            os.close(reader)
+            raise
+        finally:
+            os.close(writer)
         child.returncode = 0  # we reap by number; Popen must not wait for it too
         return child.pid, reader
 
@@ -510,7 +532,13 @@ class _Supervisor:
         if self.web is None:
             if self.with_web and not self.asked_to_stop and now >= self.web_at:
                 shim = [sys.executable, "-I", "-S", "-c", DIE_WITH_PARENT, str(os.getpid())]
-                pid, output = self._spawn(shim + self._web_command(), {"FLASHDUTY_WEB": "1"})
+                try:
+                    pid, output = self._spawn(shim + self._web_command(), {"FLASHDUTY_WEB": "1"})
+                except OSError as error:
+                    self.web_failures += 1
+                    self.web_at = now + _pause(self.web_failures)
+                    self.say(f"the web server cannot be started ({error}); trying again in {_pause(self.web_failures):.1f} s")
+                    return
                 self.web, self.web_watch = _Family(pid), _Watch(pid)
                 self.web.output = output
             return
@@ -551,7 +579,7 @@ class _Supervisor:
             self.on_ready = None
 
     def _tell(self) -> None:
-        """supervisor.json, for /readyz: written only when it changes."""
+        """supervisor.json, for /readyz: written only when it changes, and tried again at the next look where it cannot be written."""
         current = self.trees[-1] if self.trees else None
         state = {
             "pid": os.getpid(),
@@ -561,10 +589,18 @@ class _Supervisor:
             "reason": current.damaged if current and self.failures else "",
         }
         if (text := json.dumps(state)) != self.told:
-            draft = resident.path("supervisor.json.new")
-            draft.write_text(text)
-            draft.rename(resident.path("supervisor.json"))
-            self.told = text
+            try:
+                _write("supervisor.json", text)
+                self.told, self.untold = text, ""
+            except OSError as error:
+                if str(error) != self.untold:
+                    self.untold = str(error)
+                    self.say(f"{settings.RUN_DIR} cannot be written ({error}): /readyz tells what was before")
+
+
+def _pause(failures: int) -> float:
+    """Seconds before the next start after so many that failed in a row."""
+    return min(LONGEST_BACKOFF, 0.5 * 2 ** (failures - 1)) if failures else 0.0
 
 
 def _become_reaper() -> None:

@@ -3,6 +3,7 @@ belongs to an open file, so two threads that open a slot's file compete as two p
 
 import itertools
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -235,3 +236,19 @@ def test_a_stop_file_written_anew_sets_a_new_deadline(run_dir: Path) -> None:
     (run_dir / "new").rename(run_dir / "stop.0-tree")
     assert 1.5 < (stop.left() or 0) <= 2
     assert resident.stopping()
+
+
+def test_on_a_full_disk_the_slot_goes_on_from_hand_to_hand(run_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its file has the bytes that the next name needs: were it cut first, every change-over would end there."""
+    first, second = (resident._Place("slot", resident.Stop()) for _ in range(2))
+    assert first.wait()
+    first.free()
+    monkeypatch.setenv("FLASHDUTY_TREE", "1-a-later-tree")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resident.path("slot.slot").stat().st_size, before[1]))
+    try:
+        assert second.wait() and resident.holder("slot") == (os.getpid(), "1-a-later-tree")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    first.close()
+    second.close()

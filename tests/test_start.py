@@ -5,6 +5,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -52,3 +53,26 @@ def test_a_port_that_is_taken_is_refused_by_name_too(tmp_path):
         port = taken.getsockname()[1]
         with pytest.raises(run.Wrong, match=f"^Port {port} on localhost is taken"):
             run.check_port(run.Where("localhost", port, tmp_path))
+
+
+def test_a_supervisor_that_dies_again_and_again_is_started_more_and_more_rarely(tmp_path, monkeypatch):
+    """Once the product was ready, too: each start makes a whole tree of workers."""
+    pauses = []
+
+    class Dying(run.Run):
+        def _start_child(self):
+            self.born = time.monotonic()
+            self.child = subprocess.Popen(["false"])
+            self.child.wait()
+
+        def _sleep(self, seconds):
+            pauses.append(seconds)
+            if len(pauses) == 8:
+                self.stopping = True
+
+    one = Dying(run.Where("127.0.0.1", 0, tmp_path))
+    one.own_database, one.ready = False, True
+    one._start_child()
+    one.born -= run.LONG_LIVED  # it worked for a while
+    assert one._watch() == 0
+    assert pauses[:3] == [0.4, 0.8, 1.6] and pauses[-1] == run.LONGEST_PAUSE

@@ -3,9 +3,11 @@
 The residents are dummies that write the instant of each pass to a file (tests/residents_dummy.py); their longest silence is the measure.
 """
 
+import contextlib
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -198,6 +200,51 @@ def test_a_second_supervisor_leaves_the_run_folder_alone(settings, tmp_path: Pat
     said: list[str] = []
     assert supervisor.supervise(host="127.0.0.1", port=1, log=lambda line, source: said.append(f"{source}: {line}")) == 1
     assert said == [f"watch: another supervisor works in {tmp_path}"]
+
+
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """No file of ours grows: writes fail as they do without space."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_ends_no_supervisor(settings, tmp_path: Path) -> None:
+    """What it cannot write it writes later; the trees go on meanwhile."""
+    settings.RUN_DIR = tmp_path
+    said: list[str] = []
+    one = supervisor._Supervisor("127.0.0.1", 1, False, None, lambda line, _source: said.append(line))
+    tree = supervisor._Tree(os.getpid(), "0-tree")
+    one.trees = [tree]
+    with full_disk():
+        for _look in range(3):
+            one._tell()
+            tree.tell_to_stop(5.0)
+    assert len(said) == 1 and "cannot be written" in said[0]
+    assert tree.stop_at is not None and resident.Stop("0-tree").left() is None
+    tree.tell_to_stop(5.0)
+    one._tell()
+    assert 0 < (resident.Stop("0-tree").left() or 0) <= 5
+    assert json.loads((tmp_path / "supervisor.json").read_text())["tree"] == "0-tree" and len(said) == 1
+    one.trees = []
+    tree.forget()
+
+
+def test_workers_that_cannot_even_be_made_are_tried_again_more_and_more_rarely(settings, tmp_path: Path, monkeypatch) -> None:
+    settings.RUN_DIR = tmp_path
+    said: list[str] = []
+    one = supervisor._Supervisor("127.0.0.1", 1, True, None, lambda line, _source: said.append(line))
+    monkeypatch.setattr(supervisor.sys, "executable", str(tmp_path / "no-python"))
+    for _try in range(3):
+        one.start_at, one.web_at = 0.001, 0.0  # the pause is over
+        one._look_at_trees()
+        one._look_at_web()
+    assert [line.rpartition(" in ")[2] for line in said] == ["0.5 s", "0.5 s", "1.0 s", "1.0 s", "2.0 s", "2.0 s"]
+    assert not one.trees and one.web is None
 
 
 @pytest.mark.slow
