@@ -106,11 +106,12 @@ def _parts(mail: Mail) -> Iterator[Mail]:
 def is_gone(code: str) -> bool:
     """Whether an enhanced status code (RFC 3463) says of the address itself that it takes no mail, now or later.
 
-    5.1.x but for 5.1.7 to 5.1.9 (there the sender is wrong), 5.2.1 (disabled), 5.4.1 and 5.4.4 (nobody answers for the domain).
+    5.1.x but for 5.1.0 (some address, which may be ours) and 5.1.7 to 5.1.9 (there the sender is wrong), 5.2.1 (disabled), 5.4.1 and 5.4.4
+    (nobody answers for the domain).
     Not: a full mailbox (5.2.2), a mail too large, a filter or a policy (5.7.x), time that ran out (4.4.7, 5.4.7).
     """
     if code.startswith("5.1."):
-        return code not in ("5.1.7", "5.1.8", "5.1.9")
+        return code not in ("5.1.0", "5.1.7", "5.1.8", "5.1.9")
     return code in ("5.2.1", "5.4.1", "5.4.4")
 
 
@@ -127,7 +128,7 @@ def reason(server: str, code: str, said: str) -> str:
         words = _("it is too large for the mailbox")
     elif code.startswith("4.") or (subject, detail) == ("4", "7"):
         words = _("the receiving server did not take it in time")
-    elif subject == "1":
+    elif subject == "1" and detail != "0":
         words = _("the receiving server does not take mail from this sender")
     else:
         words = _("the receiving server did not take it")
@@ -137,14 +138,15 @@ def reason(server: str, code: str, said: str) -> str:
 
 
 def code_in(*said: str) -> str:
-    """The enhanced code (RFC 3463) in what a server said, the first that is telling. Some say 5.0.0 of everything, or no code at all: then words
-    that can only mean an unknown mailbox count as 5.1.1. "" where nothing is known."""
+    """The enhanced code (RFC 3463) in what a server said, the first that is telling. Some say 5.0.0 or 5.1.0 of everything, or no code at all:
+    then words that can only mean an unknown mailbox count as 5.1.1. "" where nothing is known."""
     codes = [found.group() for text in said if (found := _STATUS.search(text))]
-    telling = [code for code in codes if code[2:] not in ("0.0", "5.0")]
+    telling = [code for code in codes if code[2:] not in ("0.0", "5.0", "1.0")]
     if telling:
         return telling[0]
     failed = not codes or codes[0].startswith("5")
-    return "5.1.1" if failed and any(map(_UNKNOWN.search, said)) else codes[0] if codes else ""
+    unknown = any(_UNKNOWN.search(text) and "sender" not in text.lower() for text in said)
+    return "5.1.1" if failed and unknown else codes[0] if codes else ""
 
 
 def _typed(value: Any) -> str:

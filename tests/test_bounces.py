@@ -101,7 +101,7 @@ def test_what_is_no_report_says_nothing(raw):
     ("code", "gone"),
     [
         ("5.1.1", True), ("5.1.2", True), ("5.1.10", True), ("5.2.1", True), ("5.4.4", True), ("5.0.0", False), ("5.2.2", False), ("5.7.1", False),
-        ("5.1.8", False), ("4.1.1", False), ("4.4.7", False), ("5.4.7", False), ("5.3.4", False), ("", False),
+        ("5.1.0", False), ("5.1.8", False), ("4.1.1", False), ("4.4.7", False), ("5.4.7", False), ("5.3.4", False), ("", False),
     ],
 )  # fmt: skip
 def test_which_codes_end_an_address(code, gone):
@@ -116,6 +116,7 @@ def test_which_codes_end_an_address(code, gone):
         (("", "550 No such user here"), "5.1.1"), (("", "550 mailbox <l@e.com> does not exist"), "5.1.1"), (("", "550 blocked"), ""), (("", "550 sender address invalid"), ""),
         (("5.7.1", "550 5.7.1 unknown user of a list"), "5.7.1"), (("4.0.0", "450 unknown user"), "4.0.0"), (("5.0.0", ""), "5.0.0"), (("", ""), ""),
         (("5.5.0", "552 5.2.2 full"), "5.2.2"), (("5.0.0", "Unrouteable address"), "5.1.1"),
+        (("5.1.0", "550 5.1.0 Sender denied"), "5.1.0"), (("5.1.0", "550 5.1.0 User unknown"), "5.1.1"), (("", "550 unknown sender mailbox"), ""),
     ],
 )  # fmt: skip
 def test_the_most_telling_code_counts(said, code):
@@ -462,5 +463,6 @@ def test_settings_of_returned_mail():
     for change, name in [
         ({**box, "bounce_password": ""}, "bounce_password"), ({**box, "bounce_host": ""}, "bounce_host"), ({"bounce_protocol": "mbox"}, "bounce_protocol"),
         ({"envelope_from": "b{x}"}, "envelope_from"), ({"dkim_selector": "s1._domainkey.example.com"}, "dkim_selector"), ({"bounce_token": "short"}, "bounce_token"),
+        ({**box, "bounce_password": "schlüssel"}, "bounce_password"), ({**box, "bounce_folder": "退信"}, "bounce_folder"),
     ]:  # fmt: skip
         assert list(Email.check({**good, **change})) == [name]

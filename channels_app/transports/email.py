@@ -159,6 +159,10 @@ class Settings(transport.Settings):
         data = super().clean() or self.cleaned_data
         if data.get("username") and not data.get("password"):
             raise ValidationError({"password": _("A user name needs a password.")})
+        imap = ("bounce_username", "bounce_password", "bounce_folder") if data.get("bounce_protocol") == "imap" else ()
+        for name in ("username", "password", *imap):
+            if not str(data.get(name) or "").isascii():
+                self.add_error(name, _("Only ASCII letters, digits and signs can be sent to the server here."))
         if data.get("bounce_protocol"):
             missing = [
                 name for name in ("bounce_host", "bounce_username", "bounce_password") if not data.get(name) and name not in self.errors

@@ -235,5 +235,6 @@ def test_settings():
     for change, name in [
         ({"host": "smtp://relay.example"}, "host"), ({"port": 70000}, "port"), ({"security": "ssl3"}, "security"),
         ({"from_email": "On-call"}, "from_email"), ({"username": "a"}, "password"), ({"reply_to": "x"}, "reply_to"),
+        ({"username": "a", "password": "schlüssel"}, "password"), ({"username": "jürgen", "password": "b"}, "username"),
     ]:  # fmt: skip
         assert list(Email.check({**good, **change})) == [name]
