@@ -34,6 +34,8 @@ PROBE_SECONDS: Final = 10  # how long a probe has before the next one goes
 
 MONTH_LOOK: Final = timedelta(minutes=5)  # what waits for the next month is looked at again so often: somebody may have raised the quota
 MONTH_USED_UP: Final = gettext_noop("the month's messages of this channel are used up")
+# What waits for a limit or a block past its deadline says so: of a page, that is no trying any more.
+TAKES_NO_MORE: Final = gettext_noop("the provider takes no more messages to this address for now; it leaves as soon as it may")
 
 # What was claimed so long ago and is not under way is looked at again: somebody may have acknowledged meanwhile. Longer with each attempt, so
 # that a machine that is always late sends all the same, and always shorter than the lease.

@@ -14,6 +14,7 @@ from channels_app.outbox import claiming
 from channels_app.transport import Limit, Receipt
 from escalation.ids import hex_id
 from tests.test_outbox import NOW, Provider, Scene, scene
+from tests.world import layer
 
 __all__ = ["scene"]  # the fixture
 
@@ -70,6 +71,24 @@ def test_what_waits_for_an_account_past_its_deadline_takes_the_fallback(scene):
     scene.page(scene.person(channel), topic=2)
     scene.run(1)
     assert scene.names() == ["a", "b"]
+
+
+def test_who_is_out_of_calls_for_today_is_passed_over_and_called_when_there_are_some(world):
+    lee, sue = world.person("Lee", ["sandbox_voice"]), world.person("Sue")
+    Channel.objects.filter(kind="sandbox_voice").update(limits={"per_day": 3})
+    world.rule(layer(lee), layer(sue))
+    for number in range(3):
+        world.alert(f"alert {number}")
+        world.ack(f"alert {number}", sue)
+    world.expect(*[("Lee", "voice", "triggered")] * 3)
+    world.alert("db down")
+    world.expect(("Sue", "app", "escalated"), at=0)
+    world.alert("disk full")
+    world.expect(("Sue", "app", "escalated"), at=0)
+    world.ack("disk full", sue)
+    world.pass_time(hours=25)
+    called = [one.text for one in world.fresh() if one.who == "Lee"]
+    assert [text for text in called if "db down" in text] and not [text for text in called if "disk full" in text]
 
 
 def test_a_claim_at_channels_that_are_not_limited_as_a_whole_asks_nothing_more(scene):

@@ -374,6 +374,48 @@ def test_a_page_that_arrives_while_its_address_is_blocked_takes_the_fallback_at_
     assert scene.names() == ["a", "b", "b"]
 
 
+def test_a_page_behind_a_block_that_has_no_fallback_is_reported_upward_at_once_and_leaves_later(scene):
+    channel = scene.channel("a")
+    scene.plan("a", DeliveryError("blocked for ten minutes", permanent=False, blocked=600), Receipt())
+    scene.page(scene.person(channel))
+    scene.run()
+    scene.page(scene.person(channel), topic=2)
+    scene.run(1)
+    assert list(Notification.objects.order_by("topic").values_list("exhausted_at", flat=True)) == [NOW, scene.now]
+    assert scene.row(topic=2).reason == policy.TAKES_NO_MORE
+    scene.pass_time(600)
+    assert {row.state for row in Delivery.objects.all()} == {"sent"} and scene.row(topic=2).reason == ""
+
+
+def test_a_page_that_waits_in_vain_after_its_fallback_was_started_is_reported_upward_too(scene):
+    channel = scene.channel("a", limits={"per_hour": 1})
+    scene.plan("a", DeliveryError("no answer came", permanent=False, left=True))
+    scene.page(scene.person(channel))
+    scene.run()
+    Delivery.objects.update(fallback_at=NOW)  # as after a request that hung: the fallback starts, and it is tried again
+    outbox.fallbacks(NOW, Book())
+    assert scene.row().fallback_at is None and Notification.objects.get().exhausted_at is None
+    scene.pass_time(60)
+    assert Notification.objects.get().exhausted_at is not None and len(Provider.got) == 1
+    scene.pass_time(3700)
+    assert len(Provider.got) == 2
+
+
+def test_a_block_that_was_met_by_an_acknowledged_page_holds_for_the_next(scene):
+    channel = scene.channel("a")
+    blocked = DeliveryError("blocked for ten minutes", permanent=False, blocked=600)
+    scene.plan("a", lambda message: outbox.cancel([1], "acknowledged", NOW) or blocked, Receipt())
+    scene.page(scene.person(channel))
+    scene.run()
+    place = Address.objects.get()
+    assert (scene.row().state, place.next_at, place.blocked_until) == ("cancelled", None, NOW + timedelta(seconds=600))
+    scene.page(scene.person(channel), topic=2)
+    scene.pass_time(599)
+    assert scene.names() == ["a"]
+    scene.pass_time(2)
+    assert scene.names() == ["a", "a"]
+
+
 def test_an_info_can_wait_for_what_a_critical_cannot(scene):
     scene.page(scene.person(with_fallback(scene)), severity="Info")
     scene.plan("a", DeliveryError("slow down", permanent=False, retry_after=600), Receipt())

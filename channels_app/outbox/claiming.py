@@ -14,7 +14,7 @@ from channels_app import book, compose, limits, policy
 from channels_app.book import Book, Open
 from channels_app.compose import Claimed, Said
 from channels_app.models import ChannelHealth
-from channels_app.outbox.recording import wipe_secrets
+from channels_app.outbox.recording import fall_back, wipe_secrets
 from channels_app.outbox.statements import dicts, planned_once
 from mapping.crypto import decrypt
 
@@ -364,14 +364,7 @@ def _leave(cursor: Any, places: Iterable[_Place], now: datetime) -> None:
         },
     )
     if waits:
-        cursor.execute(
-            """UPDATE channels_app_delivery SET fallback_at = %(now)s WHERE id IN (
-                 SELECT d.id FROM unnest(%(ids)s::bigint[], %(untils)s::timestamptz[], %(all)s::bool[]) AS w(id, until, everybody)
-                 JOIN channels_app_delivery d ON d.address_id = w.id AND d.state = 'queued' AND d.fallback_at > %(now)s
-                   AND (d.deadline_at <= w.until OR (w.everybody AND d.not_before <= %(now)s))
-                 ORDER BY d.id FOR NO KEY UPDATE OF d SKIP LOCKED)""",
-            {"ids": [w[0] for w in waits], "untils": [w[1] for w in waits], "all": [w[2] for w in waits], "now": now},
-        )
+        fall_back(cursor, waits, now)
 
 
 def _probe(cursor: Any, places: Iterable[_Place], now: datetime) -> None:

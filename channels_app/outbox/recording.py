@@ -37,7 +37,11 @@ def record(holder: str, results: Sequence[Result], now: datetime) -> int:
         result.said, tries=one.tries, seed=one.id, is_page=one.is_page, deadline_at=one.deadline_at, give_up_at=one.give_up_at, now=now,
         seconds=result.seconds,
     )) for result in results for one in (result.claimed, *result.claimed.bundle)]  # fmt: skip
-    again = {one.address_id for one, _result, verdict in verdicts if verdict.state == "queued"}
+    again = {
+        one.address_id
+        for one, result, verdict in verdicts
+        if verdict.state == "queued" or (isinstance(result.said, DeliveryError) and result.said.blocked)
+    }
     with transaction.atomic(), connection.cursor() as cursor:
         if again:
             cursor.execute("SELECT id FROM channels_app_address WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE", [list(again)])
@@ -152,29 +156,50 @@ def _come_back(cursor: Any, written: Sequence[Mapping[str, Any]], results: Seque
         for result in results
         if isinstance(result.said, DeliveryError) and result.said.blocked
     }
-    if not at:
+    if not at and not blocked:
         return
+    places = sorted(at.keys() | blocked.keys())
     cursor.execute(
         """UPDATE channels_app_address a SET
-             next_at = CASE WHEN w.blocked IS NULL THEN LEAST(a.next_at, w.at) ELSE GREATEST(w.blocked, LEAST(a.next_at, w.at)) END,
+             -- NULL: nothing waits there, as where the message that met a block was acknowledged meanwhile.
+             next_at = CASE WHEN w.blocked IS NULL OR COALESCE(a.next_at, w.at) IS NULL THEN LEAST(a.next_at, w.at)
+                            ELSE GREATEST(w.blocked, LEAST(a.next_at, w.at)) END,
              blocked_until = COALESCE(w.blocked, a.blocked_until), blocked_reason = COALESCE(w.reason, a.blocked_reason)
            FROM unnest(%s::bigint[], %s::timestamptz[], %s::timestamptz[], %s::text[]) AS w(id, at, blocked, reason) WHERE a.id = w.id""",
         [
-            list(at),
-            list(at.values()),
-            [blocked[pk][0] if pk in blocked else None for pk in at],
-            [blocked[pk][1] if pk in blocked else None for pk in at],
+            places,
+            [at.get(pk) for pk in places],
+            [blocked[pk][0] if pk in blocked else None for pk in places],
+            [blocked[pk][1] if pk in blocked else None for pk in places],
         ],
     )
     if blocked:
         # What else waits there is late too.
-        cursor.execute(
-            """UPDATE channels_app_delivery SET fallback_at = %s WHERE id IN (
-                 SELECT d.id FROM unnest(%s::bigint[], %s::timestamptz[]) AS w(id, until)
-                 JOIN channels_app_delivery d ON d.address_id = w.id AND d.state = 'queued' AND d.fallback_at > %s AND d.deadline_at <= w.until
-                 ORDER BY d.id FOR NO KEY UPDATE OF d SKIP LOCKED)""",
-            [now, list(blocked), [until for until, _reason in blocked.values()], now],
-        )
+        fall_back(cursor, [(pk, until, False) for pk, (until, _reason) in blocked.items()], now)
+
+
+def fall_back(cursor: Any, waits: Sequence[tuple[int, datetime, bool]], now: datetime) -> None:
+    """Of addresses that send nothing until then (id, until, whether everybody's fallback starts): the fallbacks of the pages that are late by it.
+
+    One whose fallback had started already, when it was still being tried, is looked at once more: it may be that nobody is left now. What
+    waits for a reason of its own, such as quiet hours, keeps that one.
+    """
+    cursor.execute(
+        """WITH late AS (
+             SELECT d.id, d.deadline_at <= w.until AND (d.reason = '' OR d.attempts > 0 OR d.not_before <= %(now)s) AS waits
+             FROM unnest(%(ids)s::bigint[], %(untils)s::timestamptz[], %(all)s::bool[]) AS w(id, until, everybody)
+             JOIN channels_app_delivery d ON d.address_id = w.id AND d.state = 'queued' AND d.is_page
+               AND (d.fallback_at > %(now)s AND (d.deadline_at <= w.until OR w.everybody AND d.not_before <= %(now)s)
+                    OR d.fallback_at IS NULL AND d.deadline_at <= w.until AND d.reason NOT IN (%(reason)s, %(month)s)
+                      AND (d.reason = '' OR d.attempts > 0 OR d.not_before <= %(now)s))
+             ORDER BY d.id FOR NO KEY UPDATE OF d SKIP LOCKED)
+           UPDATE channels_app_delivery d SET fallback_at = %(now)s, reason = CASE WHEN late.waits THEN %(reason)s ELSE d.reason END
+           FROM late WHERE d.id = late.id""",
+        {
+            "ids": [w[0] for w in waits], "untils": [w[1] for w in waits], "all": [w[2] for w in waits], "now": now,
+            "reason": policy.TAKES_NO_MORE, "month": policy.MONTH_USED_UP,
+        },
+    )  # fmt: skip
 
 
 def _note_health(cursor: Any, results: Sequence[Result], verdicts: Sequence[tuple[Claimed, Result, policy.Verdict]], now: datetime) -> None:
@@ -233,8 +258,8 @@ def wipe_secrets(cursor: Any, ids: Sequence[int]) -> None:
 
 
 def exhaust(cursor: Any, ids: Iterable[int], now: datetime) -> None:
-    """Tells the house above of pages that reach nobody: each message has failed, has an end that nobody knows, has used up its tries or waits
-    at a channel that keeps failing, and no fallback is left.
+    """Tells the house above of pages that reach nobody: each message has failed, has an end that nobody knows, has used up its tries, waits
+    at a channel that keeps failing or waits past its deadline for what its provider allows, and no fallback is left.
 
     What can still be tried is tried with back-off; only waiting for it would be silence. While every channel fails before a request leaves it
     is our network that is broken, not theirs: nothing is exhausted then, and the alarm is raised instead.
@@ -249,8 +274,9 @@ def exhaust(cursor: Any, ids: Iterable[int], now: datetime) -> None:
            WHERE n.id = ANY(%s) AND n.is_page AND n.exhausted_at IS NULL GROUP BY n.id
            HAVING bool_and(d.fallback_at IS NULL AND NOT d.withdrawn
              AND (d.state IN ('failed', 'unknown')
-                  OR (d.state = 'queued' AND (d.tries >= %s OR COALESCE(h.failures, 0) >= %s OR d.reason = %s))))""",
-        [wanted, policy.TRIES, policy.BREAKER_FAILURES, policy.MONTH_USED_UP],
+                  OR (d.state = 'queued' AND (d.tries >= %s OR COALESCE(h.failures, 0) >= %s OR d.reason IN (%s, %s)
+                                              OR (d.attempts > 0 AND d.not_before > d.deadline_at)))))""",
+        [wanted, policy.TRIES, policy.BREAKER_FAILURES, policy.MONTH_USED_UP, policy.TAKES_NO_MORE],
     )
     found = cursor.fetchall()
     held = [pk for pk, network in found if network] if any(network for _pk, network in found) and _our_network(now) else []
