@@ -384,6 +384,9 @@ def _ahead(story: Story, now: datetime) -> None:
     incident = story.incident
     run = Run.objects.filter(incident=incident).select_related("snapshot__rule").order_by("-id").first()
     pending = TimelineEntry.objects.filter(incident=incident, handled_at=None).exists()
+    facts = plan.Facts(
+        incident.progress, incident.snoozed_until if incident.progress == Incident.Progress.PROCESSING else None, incident.status == "Ok"
+    )
     if run is None:
         story.nothing_ahead = _("the engine is about to choose a rule") if pending else _("no rule was ever at work on it")
         follows, state = None, None
@@ -404,8 +407,8 @@ def _ahead(story: Story, now: datetime) -> None:
         if run.ended_at is not None and incident.snoozed_until is not None:
             # The run stopped when it was acknowledged; the end of the snooze takes it up again.
             state = plan.restart_layer(follows.timing, state, incident.snoozed_until, "wake")
+            facts = plan.Facts(Incident.Progress.TRIGGERED, recovered=facts.recovered)
     told: Sequence[int] = targets.Told.of(run.state.get("told") if run is not None else None).until(max(state.layer, 0))
-    snoozed = incident.snoozed_until if incident.progress == Incident.Progress.PROCESSING else None
     audiences: dict[tuple[int, str], targets.Audience] = {}
     layers = follows.body["layers"]
     empty = set()
@@ -416,7 +419,6 @@ def _ahead(story: Story, now: datetime) -> None:
             empty.add(idx)
         if idx >= max(state.layer, 0):
             told = audience.members or told
-    facts = plan.Facts(incident.progress, snoozed, incident.status == "Ok")
     people = {row.pk: row for row in Member.objects.filter(id__in={pk for audience in audiences.values() for pk in audience.members})}
     loud = _loud(audiences.values()) if any(person.quiet for person in people.values()) else set()
     for planned in plan.future(follows.timing, state, facts, now, unreachable_layers=empty):

@@ -14,7 +14,8 @@ What an entry's `detail` holds, and what the engine does about one that is due (
 
     i_new         {title, severity}                       due unless people were named: match a rule, open a Run
     i_assign      {type: assign|reassign, person_ids, kinds?, template_set?}   due: open a Run of kind ASSIGN for these people (the old run has
-                                                          ended); `kinds` of channels instead of their own preferences
+                                                          ended), which tells nobody while all of them have acknowledged but is there for a
+                                                          wake to take up, instead of the rule; `kinds` of channels instead of preferences
     i_a_rspd      {person_ids}                            due: page these people once; the live run goes on
     i_ack         {progress?: note, as?: "…"}             due when it was Triggered before: group channels that were told get "acknowledged"
     i_unack       {last: bool}                            due when last: restart the current layer (plan.restart_layer, "unacknowledged")
@@ -108,6 +109,7 @@ class _Change:
     detail: dict[str, Any] = field(default_factory=dict)
     sets: dict[str, Any] = field(default_factory=dict)
     stays: bool = False  # the progress stays as it is, and so does what would go with its change
+    whose: int | None = None  # only this member's queued pages are cancelled
     due: bool = True
     entries: list[tuple[str, dict[str, Any], bool]] | None = None  # instead of the one entry: type, detail, due
 
@@ -126,7 +128,9 @@ def acknowledge(incident_id: int, *, actor: Member | None, via: str, now: dateti
         if held and (actor is None or _acknowledgers(incident).filter(member=actor).exists()):
             return None
         detail = {name: value for name, value in (("progress", _text(note, "note")), ("as", by)) if value}
-        return _Change(detail, _acknowledged(incident, actor, now), stays=held, due=not held)
+        # Somebody had it already, so what is still queued is for those who were asked to help: it ends for whoever answers.
+        whose = actor.pk if held and actor is not None else None
+        return _Change(detail, _acknowledged(incident, actor, now), stays=held, due=not held, whose=whose)
 
     return _one("acknowledge", incident_id, actor, via, now, look)
 
@@ -487,6 +491,7 @@ def _move(
     entries: list[tuple[int, str, dict[str, Any], bool]] = []
     by_sets: dict[str, tuple[dict[str, Any], list[int]]] = {}
     changed: list[Incident] = []
+    whose: dict[int | None, list[int]] = {}
     # A batch that fails takes its caller's transaction with it; only a refusal must leave that whole.
     with transaction.atomic(savepoint=not checks):
         # A batch leaves what somebody else works on for its next turn: one lock that is held must not stop everybody's timers.
@@ -507,11 +512,15 @@ def _move(
             by_sets.setdefault(repr(sets), (sets, []))[1].append(incident.pk)
             found = change.entries if change.entries is not None else [(move.entry, change.detail, change.due)]
             entries += [(incident.pk, *entry) for entry in found]
+            whose.setdefault(change.whose, []).append(incident.pk)
             moved.append(incident)
         for sets, pks in by_sets.values():
             Incident.objects.filter(pk__in=pks).update(**sets, version=F("version") + 1, updated_at=now)
         if changed:
             _follow(move, [incident.pk for incident in changed], now)
+        if move.cancels:
+            for member, pks in whose.items():
+                outbox.cancel(pks, move.cancels, now, keep_forced=not move.cancels_forced, member=member)
         _write_entries(entries, actor, via, now)
     if any(due for *_rest, due in entries):
         wake_resident("engine")
@@ -537,8 +546,6 @@ def _follow(move: Move, pks: list[int], now: datetime) -> None:
         Responder.objects.filter(incident_id__in=pks, acknowledged_at__isnull=False).update(acknowledged_at=None)
     if move.run_ends:
         Run.objects.filter(incident_id__in=pks, ended_at__isnull=True).update(ended_at=now, next_at=None, end_reason=move.run_ends)
-    if move.cancels:
-        outbox.cancel(pks, move.cancels, now, keep_forced=not move.cancels_forced)
 
 
 def _write_entries(entries: Iterable[tuple[int, str, dict[str, Any], bool]], actor: Member | None, via: str, now: datetime) -> None:
@@ -561,10 +568,10 @@ def _assign(verb: str, incident_id: int, actor: Member | None, via: str, now: da
         rows.update(assigned_at=None)
         _record_assigned(incident, people, now)
         if held:
-            # Nobody is left to be told; the rule ends all the same.
+            # Nobody is left to be told; the rule ends all the same, and is not what an end of their acknowledgement takes up again.
             Run.objects.filter(incident=incident, ended_at__isnull=True).update(ended_at=now, next_at=None, end_reason=MOVES[verb].run_ends)
         sets = {"assigned_type": verb, "rule": None, "layer_idx": None}
-        return _Change({"type": verb, "person_ids": people}, sets, stays=held, due=not held)
+        return _Change({"type": verb, "person_ids": people}, sets, stays=held)
 
     return _one(verb, incident_id, actor, via, now, look)
 

@@ -207,7 +207,7 @@ def test_assign_leaves_the_rule(stage):
 def test_reassigning_to_people_who_have_not_acknowledged_triggers_again(stage):
     stage.do("acknowledge", stage.ann)
     stage.do("reassign", stage.ann, member_ids=[stage.ann.pk])
-    assert (stage.incident.progress, stage.entries()[-1], stage.live_run()) == ("Processing", ("i_assign", False), False)
+    assert (stage.incident.progress, stage.entries()[-1], stage.live_run()) == ("Processing", ("i_assign", True), False)
     stage.do("reassign", stage.ann, member_ids=[stage.bo.pk])
     assert (stage.incident.progress, stage.acknowledged(), stage.assigned()) == ("Triggered", {}, {"Bo"})
     assert not stage.incident.responders.filter(member=stage.ann).exists()

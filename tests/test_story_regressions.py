@@ -105,6 +105,69 @@ def test_reopened_whoever_it_was_assigned_to_has_it_again(world):
     world.ack()
 
 
+@pytest.mark.parametrize("ends", ["unacknowledge", "snooze"])
+def test_whoever_acknowledged_and_took_it_over_is_the_only_one_told_when_that_ends(world, ends):
+    """The rule was left: neither the others of its layer nor the boss behind it hear of it again, nor does the plan ahead say so."""
+    lee, kim, boss = world.person("Lee"), world.person("Kim", ["sandbox_sms"]), world.person("Boss")
+    world.rule(layer(lee, kim, escalate_window=10), layer(boss))
+    world.alert("mine now")
+    world.fresh()
+    world.ack(actor=lee)
+    world.do("assign", actor=lee, member_ids=[lee.id])
+    world.silence()
+    if ends == "snooze":
+        world.do("snooze", actor=lee, minutes=30)
+        assert [item.who for item in explain.ahead(world.incident(), world.now)] == [("Lee",)]
+        world.pass_time(minutes=30)
+    else:
+        world.do("unacknowledge", actor=lee)
+    world.expect(("Lee", "app", "triggered"))
+    world.pass_time(hours=2)
+    world.silence()
+    assert world.incident().rule is None
+    world.ack()
+
+
+def test_a_snooze_is_quiet_also_where_it_was_acknowledged_before(world):
+    """Pages of a layer that escalates in spite of acknowledgements survive those, but not a snooze."""
+    lee = world.person("Lee", ["sandbox_app", ("sandbox_voice", 300)])
+    world.rule(layer(lee, force_escalate=True, escalate_window=60))
+    world.alert("let me sleep")
+    world.pass_time(minutes=1)
+    world.ack(actor=lee)
+    world.pass_time(minutes=1)
+    world.do("snooze", actor=lee, minutes=120)
+    world.expect(("Lee", "app", "triggered"), at=0)
+    world.pass_time(minutes=110)
+    world.silence()
+    world.do("close")
+
+
+def test_whoever_was_asked_to_help_is_called_no_more_once_they_answer_but_the_others_are(world):
+    lee = world.person("Lee")
+    kim, bo = (world.person(name, ["sandbox_app", ("sandbox_voice", 300)]) for name in ("Kim", "Bo"))
+    world.rule(layer(lee))
+    world.alert("all hands")
+    world.ack(actor=lee)
+    world.do("add_responder", actor=lee, member_ids=[kim.id, bo.id])
+    world.fresh()
+    world.ack(actor=kim)
+    world.pass_time(minutes=5)
+    world.expect(("Bo", "voice", "triggered"), at=300)
+
+
+def test_given_to_one_of_those_who_acknowledged_the_others_are_called_no_more(world):
+    lee, kim = world.person("Lee"), world.person("Kim", ["sandbox_app", ("sandbox_voice", 300)])
+    world.rule(layer(lee, kim, force_escalate=True, escalate_window=60))
+    world.alert("one is enough")
+    world.fresh()
+    world.ack(actor=lee)
+    world.do("reassign", actor=lee, member_ids=[lee.id])
+    world.pass_time(minutes=30)
+    world.silence()
+    assert set(Delivery.objects.filter(state="cancelled").values_list("reason", flat=True)) == {"superseded"}
+
+
 # ---- silence ----
 
 

@@ -205,27 +205,30 @@ def insert(rows: Sequence[Row], now: datetime) -> None:
         )  # fmt: skip
 
 
-def cancel(topics: Sequence[int], reason: str, now: datetime, *, keep_forced: bool = True, pages_only: bool = True) -> int:
+def cancel(
+    topics: Sequence[int], reason: str, now: datetime, *, keep_forced: bool = True, pages_only: bool = True, member: int | None = None
+) -> int:
     """Nothing more leaves about these topics: what is queued is cancelled with `reason` (an English sentence or word), in the caller's transaction.
 
     What is out stays out, but is not tried again and starts no fallback. `keep_forced` leaves the pages of layers that escalate even if
-    acknowledged, `pages_only` the status notices. Returns how many messages were stopped.
+    acknowledged, `pages_only` the status notices; with `member` it is only theirs. Returns how many messages were stopped.
     """
     if not topics:
         return 0
     stopped = 0
     # Again until there is nothing left: a statement that had to wait for a fallback to start does not see the message which that made.
-    while found := _withdraw(topics, reason, now, keep_forced, pages_only):
+    while found := _withdraw(topics, reason, now, keep_forced, pages_only, member):
         stopped += sum(state == "queued" for state in found)
     return stopped
 
 
-def _withdraw(topics: Sequence[int], reason: str, now: datetime, keep_forced: bool, pages_only: bool) -> list[str]:
+def _withdraw(topics: Sequence[int], reason: str, now: datetime, keep_forced: bool, pages_only: bool, member: int | None) -> list[str]:
     with connection.cursor() as cursor:
         cursor.execute(
             f"""WITH mine AS (
                   SELECT id FROM channels_app_delivery WHERE topic = ANY(%(topics)s) AND NOT withdrawn
-                    {"AND is_page" if pages_only else ""} {"AND NOT survives_ack" if keep_forced else ""} ORDER BY id FOR NO KEY UPDATE)
+                    {"AND is_page" if pages_only else ""} {"AND NOT survives_ack" if keep_forced else ""}
+                    {"" if member is None else "AND member_id = %(member)s"} ORDER BY id FOR NO KEY UPDATE)
                 UPDATE channels_app_delivery d SET withdrawn = true, fallback_at = NULL,
                   -- Nobody can know whether an earlier attempt of it arrived: that stays the last word.
                   state = CASE WHEN d.state <> 'queued' THEN d.state WHEN d.possible_repeat THEN 'unknown' ELSE 'cancelled' END,
@@ -233,6 +236,6 @@ def _withdraw(topics: Sequence[int], reason: str, now: datetime, keep_forced: bo
                   ended_at = CASE WHEN d.state = 'queued' THEN %(now)s ELSE d.ended_at END
                 FROM mine, channels_app_delivery before WHERE d.id = mine.id AND before.id = d.id
                 RETURNING before.state""",
-            {"topics": list(topics), "reason": reason[:500], "now": now},
+            {"topics": list(topics), "reason": reason[:500], "now": now, "member": member},
         )
         return [state for (state,) in cursor.fetchall()]
