@@ -35,6 +35,7 @@ from markupsafe import Markup
 from templates_app.formats import SEVERITY_COLORS, safe_url
 from templates_app.meter import MAX_ITEMS, Refused, escaped, meter, safe, short, text_of, weight
 from templates_app.sandbox import ENVIRONMENT
+from templates_app.vocabulary import is_no_number
 from templates_app.wording import ago_text, duration_text, word
 
 _DAYS: Final = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
@@ -248,6 +249,7 @@ def to_html(*values: Any) -> Any:
 def truncate_bytes(text: Any, limit: Any, end: Any = "…") -> str:
     """The text within `limit` bytes of UTF-8, never cutting a character in two."""
     words, end = text_of(text), text_of(end)
+    meter().pay(2 + (len(words) + len(end) >> 5))
     data = words.encode()
     room = max(0, int(limit) - len(end.encode()))
     return words if len(data) <= int(limit) else data[:room].decode("utf-8", "ignore") + end
@@ -299,7 +301,7 @@ def tojson(value: Any) -> Any:
 
 def _number(value: Any) -> float:
     try:
-        return float(value) if not isinstance(value, Undefined) else 0.0
+        return 0.0 if isinstance(value, Undefined) or is_no_number(value) else float(value)
     except (TypeError, ValueError, OverflowError):
         return 0.0
 

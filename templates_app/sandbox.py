@@ -213,6 +213,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         """`x["key"]`, `x[0]`; what is not there is undefined."""
+        meter().pay(1)  # Jinja's own filters ask here once for each item and each part of an `attribute`, whatever they find
         if isinstance(obj, Undefined):
             return obj
         if isinstance(obj, (dict, list, tuple, str)):

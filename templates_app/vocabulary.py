@@ -88,13 +88,17 @@ def _truncate(value: Any, length: Any = 255, end: Any = "…") -> str:
     return short(text if len(text) <= length else text[: max(0, length - len(end))] + end)
 
 
+def is_no_number(value: Any) -> bool:
+    """Whether it is a text that is not even read: thousands of digits take quadratic time, other signs linear, and nobody writes so long a number."""
+    return isinstance(value, str) and len(value) > 100
+
+
 def _number(kind: str) -> Callable[..., Any]:
     function: Any = DEFAULT_FILTERS[kind]
 
     def convert(value: Any, default: Any = 0, *base: Any) -> Any:
-        # A number of thousands of digits takes quadratic time to read, and nobody writes one.
         text = bare(value)
-        return default if isinstance(text, str) and len(text) > 100 else function(text, default, *base)
+        return default if is_no_number(text) else function(text, default, *base)
 
     return convert
 
@@ -121,7 +125,7 @@ def _round(value: Any, precision: Any = 0, method: str = "common") -> Any:
     precision = int(precision)
     if not -10 <= precision <= 20:
         raise Refused(_("round takes a precision of -10 to 20"))
-    return DEFAULT_FILTERS["round"](float(value), precision, method)  # type: ignore[no-any-return]
+    return DEFAULT_FILTERS["round"](0.0 if is_no_number(value) else float(value), precision, method)  # type: ignore[no-any-return]
 
 
 @pass_environment

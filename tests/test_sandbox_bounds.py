@@ -106,6 +106,7 @@ CHINESE = "{% set u = '中' * 20000 %}"
 SIGNS = "{% set u = '*_[]' * 15000 %}"
 LONG = "{% set u = 'a' * 60000 %}"
 WORDS = "{% set u = 'a ' * 30000 %}"
+SPACES = "{% set u = ' ' * 60000 %}"
 NUMBERS = "{% set u = range(9000) %}"
 HOSTILE |= {
     "wide dates": loops("{% set x = date(i + 1767225600, '%Y%m%d%H%M%S%j%A%B' * 11) %}", 60),
@@ -124,6 +125,13 @@ HOSTILE |= {
     "wide groupby": loops("{% set x = u|groupby('labels.host') %}", 150, "{% set u = alerts * 5 %}"),
     "wide sort by attributes": loops("{% set x = u|sort(attribute='title,severity,labels.host') %}", 100, "{% set u = alerts * 5 %}"),
     "wide truncate_bytes": loops("{% set x = truncate_bytes(u, 100000) %}", 100, CHINESE),
+    "wide truncate_bytes as a filter": loops("{% set x = u|truncate_bytes(9) %}", 100, CHINESE),
+    "attributes of what is not there": "{{ title }}{% set u = range(9000)|selectattr('a.' * 15000)|list %}",
+    "many attributes to sort by": "{% set u = range(300)|sort(attribute='a,' * 15000) %}",
+    "wide date of a text": loops("{% set x = u|date %}", 100, SPACES),
+    "wide ago of a text": loops("{% set x = u|ago %}", 100, SPACES),
+    "wide duration of a text": loops("{% set x = u|duration %}", 100, SPACES),
+    "wide round of a text": loops("{% set x = u|round %}", 100, "{% set u = '9' * 60000 %}"),
     "wide one_line": loops("{% set x = one_line(u) %}", 150, WORDS),
     "wide replace": loops("{% set x = u|replace('aa', 'b') %}", 150, LONG),
     "wide find": loops("{% set x = u.find(v) %}", 150, LONG + "{% set v = 'a' * 30000 ~ 'b' %}"),
