@@ -310,6 +310,28 @@ def test_a_stored_password_does_not_follow_the_server_to_another_place(house: Ho
     assert channel.settings["host"] == "mail.example.com"
 
 
+def test_each_password_of_a_mail_channel_stays_at_its_own_server(house: House):
+    mailbox = {"protocol": "imap", "host": "box.example.com", "port": 993, "security": "tls", "username": "box", "password": "boxsecret"}
+    relay = {"host": "mail.example.com", "port": 25, "security": "none", "from_email": "a@example.com"}
+    stored = relay | {"username": "relay", "password": "topsecret"} | {f"bounce_{name}": value for name, value in mailbox.items()}
+    channel = Channel.objects.get(team=house.own, kind="email")
+    Channel.objects.filter(pk=channel.pk).update(settings=stored)
+    data = {"name": "M", "team": house.own.pk, "status": "enabled", "position": 0}
+    data |= {f"set_{name}": value for name, value in stored.items() if not name.endswith("password")}
+    client, url = house.client("manager"), page(Classic, "change", channel.pk)
+    for name, value in {"host": "evil.example.com", "port": 1143, "security": "none", "protocol": "pop3"}.items():
+        answer = client.post(url, data | {f"set_bounce_{name}": value})
+        assert answer.status_code == 200, name
+        assert list(answer.context["adminform"].form.errors) == ["set_bounce_password"], name
+    answer = client.post(url, data | {"set_host": "evil.example.com"})
+    assert list(answer.context["adminform"].form.errors) == ["set_password"]
+    channel.refresh_from_db()
+    assert channel.settings == stored
+    assert client.post(url, data | {"set_host": "evil.example.com", "set_password": "another"}).status_code == 302
+    channel.refresh_from_db()
+    assert (channel.settings["password"], channel.settings["bounce_password"]) == ("another", "boxsecret")
+
+
 def test_a_secret_does_not_follow_a_secret_address_to_another_place(house: House):
     """The webhook address is write-only as well: typed anew it may be anybody's."""
     channel = Channel.objects.get(team=house.own, kind="feishu")

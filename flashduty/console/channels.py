@@ -1,6 +1,6 @@
 """Console pages of channels: by group, each with a form made from its transport's settings, to be tried out before it is saved."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 from django import forms
@@ -50,6 +50,17 @@ PREFIX = "set_"
 CLEAR = "clear_"
 # Where a stored secret would be sent to: when one of these changes, the secret has to be typed again.
 PLACES = frozenset({"host", "port", "security", "tls", "protocol", "url", "server", "endpoint", "api_base"})
+
+
+def places_of(secret: str, known: Iterable[str]) -> set[str]:
+    """The fields, among `known`, that say where a secret goes: those that begin as it does, as `bounce_host` with `bounce_password`."""
+    found: dict[str, set[str]] = {}
+    for name in known:
+        for place in PLACES:
+            if name == place or name.endswith(f"_{place}"):
+                found.setdefault(name.removesuffix(place), set()).add(name)
+    nearest = max((prefix for prefix in found if secret.startswith(prefix)), key=len, default="")
+    return found.get(nearest, set())
 
 
 # How the guide calls what there is, in its order.
@@ -293,9 +304,8 @@ class ChannelForm(VisibleForm):
             if target is None or target not in self.errors:
                 for line in lines:
                     self.add_error(target, line)
-        moved = [name for name in PLACES & set(known) - set(kept) if before and values[name] != before.get(name)]
-        if moved and kept:
-            for name in kept:
+        for name in kept:
+            if any((values[place] or "") != (before.get(place) or "") for place in places_of(name, known) - set(kept)):
                 self.add_error(PREFIX + name, _("It would be sent to another place than before: enter it again."))
         self.typed = inner.cleaned_data
         if not self.errors:
