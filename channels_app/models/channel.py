@@ -44,7 +44,9 @@ class Channel(models.Model):
     )  # fmt: skip
     monthly_quota = models.PositiveIntegerField(
         _("monthly quota"), null=True, blank=True,
-        help_text=_("How many messages the provider sends in a calendar month (UTC). Empty: no limit."),
+        help_text=_(
+            "How many messages may leave in a calendar month (UTC): messages, not the parts of a long text message that vendors charge. Empty: no limit."
+        ),
     )  # fmt: skip
     settings = EncryptedJSONField(_("settings"), default=dict, blank=True)
     # None: what the transport says. A list of kinds tried for the same person, at once, when this channel fails.
