@@ -98,7 +98,7 @@ def test_a_claim_at_channels_that_are_not_limited_as_a_whole_asks_nothing_more(s
     rows = [(pk, channel, "", {}, None, 0) for pk, channel in Address.objects.values_list("id", "channel_id")]
     places = claiming._plan(rows, NOW, outbox.Room(10), book)
     assert all(place.want for place in places.values())
-    assert claiming._lock_accounts(None, places.values(), NOW) == {}  # no cursor: a statement would fail
+    assert claiming._lock_channels(None, places.values(), NOW) == {}  # no cursor: a statement would fail
 
 
 @pytest.mark.django_db(transaction=True)

@@ -545,6 +545,30 @@ def test_a_provider_that_keeps_failing_is_probed_and_not_hammered(scene):
     assert not Delivery.objects.filter(channel=channel, state="queued").exists()
 
 
+def test_one_request_probes_a_provider_whoever_looks_and_however_much_waits(scene):
+    channel = with_fallback(scene)
+    scene.plan("a", BUSY)
+    for topic in range(1, 8):
+        scene.page(scene.person(channel), topic=topic)
+    scene.run()
+    ours, theirs = Book(), Book()
+    for book in (ours, theirs):
+        book.refresh(scene.now)
+    scene.now += timedelta(seconds=31)
+    for topic in range(11, 14):
+        scene.page(outbox.To(channel.id, f"t{topic}"), topic=topic)
+    looks = [outbox.claim("a drain", scene.now, outbox.Room(100), book) for book in (ours, ours, theirs)]
+    assert [len(claimed) for claimed in looks] == [1, 0, 0]
+    (probe,) = looks[0]
+    for topic in (14, 15):  # a page that comes while it is out
+        scene.page(outbox.To(channel.id, f"t{topic}"), topic=topic)
+        assert not outbox.claim("a drain", scene.now, outbox.Room(100), ours if topic == 14 else theirs)
+    scene.plan("a", Receipt())
+    outbox.record("a drain", [compose.send(probe, scene.now)], scene.now)
+    scene.pass_time(15)
+    assert not Delivery.objects.filter(channel=channel).exclude(state="sent").exists()
+
+
 def test_a_page_at_a_channel_that_keeps_failing_and_has_no_fallback_is_reported_upward_at_once(scene):
     works, channel = scene.channel("works"), scene.channel("a")
     scene.plan("a", BUSY)

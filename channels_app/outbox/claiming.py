@@ -100,7 +100,7 @@ def claim(holder: str, now: datetime, room: Room, notes: Book) -> list[Claimed]:
         if not found:
             return []
         places = _plan(found, now, room, notes)
-        accounts = _lock_accounts(cursor, places.values(), now)
+        accounts = _lock_channels(cursor, places.values(), now)
         rows = _take(cursor, [place for place in places.values() if place.want and not place.bundles], holder, now)
         for place in places.values():
             if place.want and place.bundles:
@@ -154,17 +154,17 @@ def _is_shared(channel: Open) -> bool:
     return channel.transport is not None and (bool(channel.shared_limits) or channel.monthly_quota is not None)
 
 
-def _lock_accounts(cursor: Any, places: Iterable[_Place], now: datetime) -> dict[int, _Account]:
-    """The channels among these that are limited as a whole. A claim without any asks nothing.
+def _lock_channels(cursor: Any, places: Iterable[_Place], now: datetime) -> dict[int, _Account]:
+    """The channels among these that are limited as a whole; where one is to be probed that another drain probes already, the probe is given up.
+    A claim without either asks nothing.
 
     Whoever records holds deliveries while it waits for such a row; we hold it and never wait for a delivery, so nobody waits in a circle.
     """
-    channels = {
-        place.channel.id: place.channel for place in places if place.want and place.channel is not None and _is_shared(place.channel)
-    }
+    wanted = [(place, place.channel) for place in places if place.want and place.channel is not None]
+    channels = {channel.id: channel for place, channel in wanted if place.probe or _is_shared(channel)}
     if not channels:
         return {}
-    query = """SELECT channel_id, buckets, month, month_count FROM channels_app_channelhealth
+    query = """SELECT channel_id, buckets, month, month_count, open_until FROM channels_app_channelhealth
                WHERE channel_id = ANY(%s) ORDER BY channel_id FOR NO KEY UPDATE"""
     cursor.execute(query, [list(channels)])
     found = cursor.fetchall()
@@ -176,12 +176,16 @@ def _lock_accounts(cursor: Any, places: Iterable[_Place], now: datetime) -> dict
         )
         cursor.execute(query, [list(channels)])
         found = cursor.fetchall()
+    probed = {pk: until for pk, _buckets, _month, _count, until in found if until is not None and until > now}
+    for place, channel in wanted:
+        if place.probe and channel.id in probed:
+            place.probe, place.want, place.wait, place.everybody_falls_back = False, 0, probed[channel.id], True
     return {
         pk: _Account(
             channels[pk], json.loads(buckets) if isinstance(buckets, str) else buckets,
             limits.quota(channels[pk].monthly_quota, month, count, now),
         )
-        for pk, buckets, month, count in found
+        for pk, buckets, month, count, _until in found if _is_shared(channels[pk])
     }  # fmt: skip
 
 
@@ -368,10 +372,13 @@ def _leave(cursor: Any, places: Iterable[_Place], now: datetime) -> None:
 
 
 def _probe(cursor: Any, places: Iterable[_Place], now: datetime) -> None:
-    """One request finds out whether a channel that kept failing works again; until it is back, the others leave it alone."""
-    probed = [place.channel.id for place in places if place.probe and place.got and place.channel is not None]
+    """One request finds out whether a channel that kept failing works again; until it is back, everybody leaves it alone, we ourselves too."""
+    probed = {place.channel.id: place.channel for place in places if place.probe and place.got and place.channel is not None}
     if probed:
-        ChannelHealth.objects.filter(channel_id__in=probed).update(open_until=now + timedelta(seconds=policy.PROBE_SECONDS))
+        until = now + timedelta(seconds=policy.PROBE_SECONDS)
+        ChannelHealth.objects.filter(channel_id__in=list(probed)).update(open_until=until)
+        for channel in probed.values():
+            channel.open_until = until
 
 
 def _said(cursor: Any, ids: Iterable[int], notes: Book) -> dict[int, Said]:
