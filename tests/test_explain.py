@@ -1,0 +1,78 @@
+"""`manage.py explain`: an incident or an event by any id that people have, for those who may see it."""
+
+import io
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from escalation.ids import hex_id
+from escalation.models import Event
+from mapping.models import Member
+from tests.world import World, layer
+
+pytestmark = pytest.mark.django_db
+
+DOWN = ("Lee", "app", "triggered")
+
+
+def explain(*args: str) -> str:
+    out = io.StringIO()
+    call_command("explain", *args, stdout=out)
+    return out.getvalue()
+
+
+@pytest.fixture
+def down(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setattr("flashduty.management.commands.explain.db_now", lambda: world.now)
+    world.rule(layer(world.person("Lee")))
+    world.alert("checkout is down")
+    world.expect(DOWN)
+    return world
+
+
+def test_an_incident_is_found_by_number_and_by_id(down: World):
+    incident = down.incident()
+    story = explain(incident.num)
+    assert "checkout is down" in story and "Lee" in story
+    assert explain(f"#{incident.num.upper()}") == explain(hex_id(incident.created_at, incident.pk)) == story
+
+
+def test_an_event_is_found_by_the_id_that_the_console_shows(down: World):
+    event = Event.objects.get()
+    Event.objects.filter(pk=event.pk).update(received_at=down.now)
+    wire_id = hex_id(down.now, event.pk)
+    story = explain("--event", str(event.pk))
+    assert story.startswith("It opened a new alert.") and "Lee" in story
+    assert explain(str(event.pk)) == explain("--event", wire_id) == story
+    # The first event and the first incident of a second may share all 24 digits: then the incident is meant.
+    assert "Lee" in explain(wire_id)
+
+
+def test_an_event_that_opened_nothing_is_explained_too(world: World):
+    world.recover("never seen")
+    assert explain(str(Event.objects.get().pk)).strip() == "It says Ok, and there was no open alert of its key: nothing to recover."
+
+
+def test_nobody_is_told_what_they_may_not_see(down: World):
+    Member.objects.create_user("guest@example.com", "Guest", role="viewer")
+    incident, event = down.incident(), Event.objects.get()
+    assert "Lee" in explain(incident.num, "--as", "Guest@example.com") and explain(str(event.pk), "--as", "guest@example.com")
+    down.workspace.is_private = True
+    down.workspace.team = down.team("Owners")
+    down.workspace.save()
+    for what in ([incident.num], [str(event.pk)], ["--event", str(event.pk)]):
+        with pytest.raises(CommandError, match=f"^There is no (incident or )?event {what[-1]}\\."):
+            explain(*what, "--as", "guest@example.com")
+    Event.objects.update(alert=None)  # of the event alone nothing is said either
+    with pytest.raises(CommandError, match=r"^There is no event"):
+        explain("--event", str(event.pk), "--as", "guest@example.com")
+
+
+@pytest.mark.parametrize("what", ["3f2a1c", "0" * 24, "f" * 24, "999999", "9" * 30, "checkout", "²"])
+def test_what_is_not_there_is_said_in_one_sentence(down: World, what: str):
+    with pytest.raises(CommandError, match=r"^There is no incident or event .*Give an incident's number"):
+        explain(what)
+    with pytest.raises(CommandError, match=r"^There is no event \S+\.$"):
+        explain("--event", what)
+    with pytest.raises(CommandError, match="no active member"):
+        explain(what, "--as", "nobody@example.com")
