@@ -44,6 +44,8 @@ MAX_BODY = 256 * 1024
 # whether it was read; so a connection that idled longer than this is replaced instead.
 IDLE_SECONDS = 4.0
 USER_AGENT = "flashduty-self-hosted"
+# A gateway (520 and 524: Cloudflare's) that got no usable answer from the server behind it knows as little as we: it may have the message.
+NOBODY_KNOWS = frozenset({502, 504, 520, 524})
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ def redact(text: str, hidden: Iterable[str]) -> str:
 def by_status(answer: Answer) -> None:
     """Raise DeliveryError unless the status is 2xx: 4xx is permanent except 408, 425 and 429; 5xx is not; a redirect is a wrong address.
 
-    An answer that refuses is a known outcome, so `left` is False; 504 is the exception: a gateway that got no answer knows as little as we.
+    An answer that refuses is a known outcome, so `left` is False, but for those of NOBODY_KNOWS.
     """
     status = answer.status
     if 200 <= status < 300:
@@ -112,7 +114,7 @@ def by_status(answer: Answer) -> None:
         text,
         permanent=400 <= status < 500 and status not in (408, 425, 429),
         retry_after=answer.retry_after(),
-        left=status == 504 or not 300 <= status < 600,
+        left=status in NOBODY_KNOWS or not 300 <= status < 600,
         config=status in (401, 403),
     )
 

@@ -64,7 +64,9 @@ class Message:
     incidents: tuple[Mapping[str, Any], ...] = ()
     mentions: tuple[str, ...] = ()  # whom to @ in a group, as the platform names them
     language: str = "en"
-    idempotency_key: str = ""  # for providers that know a repeat by it: the delivery id, or for several incidents a UUID of exactly these deliveries
+    idempotency_key: str = (
+        ""  # for providers that know a repeat by it: the delivery id, or for several incidents a UUID of exactly these deliveries
+    )
     context: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -211,6 +213,10 @@ class Settings(forms.Form):
     """The settings of one channel of a kind, as a form: the console, the API and `check` all use it. A stored value is what it cleans to."""
 
 
+# What reaches a person where nothing is heard of them: of a vendor that nobody thought of, too.
+FALLBACKS: Mapping[str, tuple[str, ...]] = {"voice": ("sms", "email"), "sms": ("email",), "im": ("sms", "email")}
+
+
 class Transport:
     """One kind of delivery. Instances are made per channel and shared by sender threads, so they keep no state of a message."""
 
@@ -230,7 +236,8 @@ class Transport:
     concurrency: ClassVar[int] = 1  # requests at once to one address; 1 where messages of a chat must keep their order
     max_bytes: ClassVar[int | None] = None  # of the text, UTF-8; None: no limit of the provider's
     max_chars: ClassVar[int | None] = None
-    fallback_kinds: ClassVar[tuple[str, ...]] = ()  # tried for the same person when this one fails
+    # Tried for the same person when this one fails; a kind that does not say has those of its family (FALLBACKS).
+    fallback_kinds: ClassVar[tuple[str, ...]] = ()
     default_texts: ClassVar[Mapping[str, Any]] = {}  # own texts instead of the format's, keyed as in templates_app
     suggested: ClassVar[str] = ""  # the setting, addresses one a line, that takes what `suggest` finds
     asks_each: ClassVar[bool] = (
@@ -240,6 +247,11 @@ class Transport:
     demo: ClassVar[bool] = False  # plays inside the product: nothing leaves the house
     secret: ClassVar[frozenset[str]] = frozenset()  # settings that are write-only in forms and cut from every error
     Settings: ClassVar[type[Settings]] = Settings
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if not cls.fallback_kinds and "fallback_kinds" not in vars(cls) and (cls.person or cls.personal) and not cls.demo:
+            cls.fallback_kinds = FALLBACKS.get(cls.family, ())
 
     def __init__(self, settings: Mapping[str, Any], http: Http, callback_url: str = "") -> None:
         self.settings = settings

@@ -283,7 +283,7 @@ def test_a_compressed_bomb_has_the_same_end(server):
     ("status", "permanent", "left"),
     [
         (407, False, False), (400, True, False), (401, True, False), (403, True, False), (404, True, False), (410, True, False), (413, True, False),
-        (408, False, False), (425, False, False), (429, False, False), (500, False, False), (502, False, False), (503, False, False),
+        (408, False, False), (425, False, False), (429, False, False), (500, False, False), (502, False, True), (520, False, True), (522, False, False), (524, False, True), (503, False, False),
         (504, False, True), (301, True, False), (307, True, False), (304, True, False),
     ],
 )  # fmt: skip

@@ -48,6 +48,8 @@ def test_a_transport_declares_what_it_is(kind):
     assert cls.concurrency >= 1 and all(limit.count > 0 and limit.seconds > 0 for limit in cls.limits)
     assert cls.secret <= set(cls.Settings.base_fields)
     assert set(cls.fallback_kinds) <= set(KINDS) | {get(other).family for other in KINDS}, "a fallback that does not exist"
+    if cls.family in ("voice", "sms", "im") and (cls.person or cls.personal) and not cls.demo:
+        assert cls.fallback_kinds, "nobody would hear of a page that it fails to deliver"
     for field in cls.Settings.base_fields.values():
         assert str(field.label), "a setting needs a name people can read"
 
@@ -95,9 +97,10 @@ TABLE = {
     "425": (Reply(425), (False, False, False)),
     "429": (Reply(429), (False, False, False)),
     "500": (Reply(500), (False, False, False)),
-    "502": (Reply(502), (False, False, False)),
+    "502": (Reply(502), (False, True, False)),
     "503": (Reply(503), (False, False, False)),
     "504": (Reply(504), (False, True, False)),
+    "520": (Reply(520, b"<html>cloudflare</html>", {"Content-Type": "text/html"}), (False, True, False)),
     "redirect": (Reply(302, headers={"Location": "http://127.0.0.1:1/"}), (True, False, False)),
     "permanent redirect": (Reply(308, headers={"Location": "http://127.0.0.1:1/"}), (True, False, False)),
     "4xx with half a body": (Reply(400, b"half", claims=9, end="close"), (True, False, False)),

@@ -93,7 +93,6 @@ class Slack(Transport):
     limits = (Limit(1, 1),)
     concurrency = 1
     max_chars = 11_500  # of the text: a bundle must not be cut
-    fallback_kinds = ("sms", "email")
     secret = frozenset({"url"})
     Settings = Settings
 

@@ -141,7 +141,6 @@ class Telegram(Transport):
     limits = (Limit(1, 1), Limit(20, 60), Limit(30, 1, "channel"))
     concurrency = 1
     max_chars = 3800  # of the text: mentions, notice and link need the rest, and a bundle must not be cut
-    fallback_kinds = ("sms", "email")
     secret = frozenset({"token"})
     suggested = "chats"
     Settings = Settings
@@ -300,7 +299,9 @@ def _refusal(reply: Mapping[str, Any], private: bool) -> DeliveryError:
             _("Telegram takes no more messages for now (%(said)s).") % values, permanent=False, retry_after=wait, blocked=wait
         )
     if code >= 500:
-        return DeliveryError(_("Telegram has a fault of its own (%(code)d: %(said)s).") % values, permanent=False, left=code == 504)
+        return DeliveryError(
+            _("Telegram has a fault of its own (%(code)d: %(said)s).") % values, permanent=False, left=code in http.NOBODY_KNOWS
+        )
     if code in (401, 404, 421):
         return DeliveryError(
             _("Telegram does not know this bot (%(said)s): check the token, or the API address if there is one.") % values,

@@ -259,7 +259,6 @@ class TwilioVoice(Twilio):
     limits = (Limit(1, 30), Limit(1, 1, "channel"))
     concurrency = 1
     max_chars = 1500  # the text stands in the TwiML twice, and & or < take four or five of its 4000 characters
-    fallback_kinds = ("sms", "email")
     Settings = VoiceSettings
 
     def send(self, message: Message, address: str) -> Receipt:
@@ -330,7 +329,6 @@ class TwilioSms(Twilio):
     format = "plain"
     limits = (Limit(1, 1),)
     max_chars = MOST_BODY
-    fallback_kinds = ("email",)
     Settings = SmsSettings
 
     def send(self, message: Message, address: str) -> Receipt:
@@ -461,4 +459,4 @@ def _judge(answer: http.Answer) -> None:
         text = _("Twilio refused the message (code %(code)d): %(body)s") % {"code": code, "body": answer.quote()}
     else:
         text = _("Twilio refused the message (code %(code)d): %(why)s.") % {"code": code, "why": sentence}
-    raise DeliveryError(text, permanent=permanent, retry_after=answer.retry_after(), left=answer.status == 504, config=config)
+    raise DeliveryError(text, permanent=permanent, retry_after=answer.retry_after(), left=answer.status in http.NOBODY_KNOWS, config=config)

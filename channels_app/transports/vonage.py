@@ -131,7 +131,6 @@ class VonageVoice(Transport):
     # A second page would run into the call that still rings at the same phone: it waits, and takes along what comes meanwhile.
     limits = (Limit(1, 30), Limit(3, 1, "channel"))
     max_chars = MOST_TEXT
-    fallback_kinds = ("sms", "email")
     secret = frozenset({"private_key", "signature_secret"})
     Settings = Settings
 

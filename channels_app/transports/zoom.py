@@ -68,7 +68,6 @@ class Zoom(Transport):
     limits = (Limit(1, 1),)  # a guess: Zoom documents none and answers 429
     concurrency = 1
     max_chars = 3500  # of the text: mentions and notice need the rest, and a bundle must not be cut
-    fallback_kinds = ("sms", "email")
     secret = frozenset({"url", "token"})
     Settings = Settings
 

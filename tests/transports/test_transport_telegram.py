@@ -375,7 +375,7 @@ def test_the_limits_are_said_in_the_body(api):
     ("reply", "permanent", "left"),
     [
         (Reply(500, {"ok": False, "error_code": 500, "description": "Internal Server Error: restart"}), False, False),
-        (Reply(200, {"ok": False, "error_code": 502, "description": "Bad Gateway"}), False, False),
+        (Reply(200, {"ok": False, "error_code": 502, "description": "Bad Gateway"}), False, True),
         (Reply(200, {"ok": "true"}), False, True),
         (Reply(200, {"result": {}}), False, True),
         (Reply(403, {"error": "blocked by the proxy"}), True, False),
