@@ -409,16 +409,20 @@ def _ahead(story: Story, now: datetime) -> None:
             state = plan.restart_layer(follows.timing, state, incident.snoozed_until, "wake")
             facts = plan.Facts(Incident.Progress.TRIGGERED, recovered=facts.recovered)
     told: Sequence[int] = targets.Told.of(run.state.get("told") if run is not None else None).until(max(state.layer, 0))
-    audiences: dict[tuple[int, str], targets.Audience] = {}
+    audiences: dict[tuple[int, plan.Fire], targets.Audience] = {}
     layers = follows.body["layers"]
     empty = set()
     for idx, layer in enumerate(layers):
-        event = "escalated" if idx else "triggered"
-        audiences[idx, event] = audience = targets.resolve(layer, severity=incident.severity, event=event, told=told, now=now)
-        if idx >= max(state.layer, 0) and not audience.to:
+        if idx < max(state.layer, 0):
+            continue
+        fires: tuple[plan.Fire, ...] = ("fire", "refire") if layer["max_times"] else ("fire",)
+        for fire in fires:
+            event = plan.Page(idx, fire, 0, "first").chosen
+            audiences[idx, fire] = targets.resolve(layer, severity=incident.severity, event=event, told=told, now=now)
+        if not audiences[idx, "fire"].to:
             empty.add(idx)
-        if idx >= max(state.layer, 0):
-            told = audience.members or told
+        else:
+            told = audiences[idx, "fire"].members or told
     people = {row.pk: row for row in Member.objects.filter(id__in={pk for audience in audiences.values() for pk in audience.members})}
     loud = _loud(audiences.values()) if any(person.quiet for person in people.values()) else set()
     for planned in plan.future(follows.timing, state, facts, now, unreachable_layers=empty):
@@ -430,7 +434,9 @@ def _ahead(story: Story, now: datetime) -> None:
             text = _("Nobody is left to be told") if ends else _("Nobody has answered: the catch-all is told")
             story.ahead.append(Next(planned.at, text, planned.layer, planned.what, ""))
             continue
-        audience = audiences[page.layer, "escalated" if page.layer else "triggered"]
+        audience = audiences[page.layer, page.fire]
+        if not audience.to:
+            continue  # groups that want no loops
         who = tuple(people[pk].name if pk in people else f"#{pk}" for pk in audience.members)
         named = who
         if layers[page.layer]["follow_preference"]:

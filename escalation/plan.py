@@ -133,6 +133,12 @@ class Page:
         later = self.why in ("escalated", "unreachable") or (self.why == "manual" and self.layer > 0)
         return "escalated" if later else "triggered"
 
+    @property
+    def chosen(self) -> str:
+        """The event that a group of the layer must have chosen to be told: the one by which the layer is told first, for a loop its own. Whoever
+        is told when a layer begins is told as well when it begins again, or when the severity rises, whatever that is called in texts."""
+        return "refire" if self.fire == "refire" else "escalated" if self.layer > 0 else "triggered"
+
 
 @dataclass(frozen=True, slots=True)
 class Step:

@@ -17,7 +17,6 @@ from escalation.contexts import Contexts, ahead
 from escalation.ids import hex_id
 from escalation.models import Incident, Responder, Run, TimelineEntry
 from mapping.models import Installation
-from templates_app import events
 
 # How urgent among pages of one severity (outbox.Notice.rank).
 FIRST, ESCALATION, LOOP, STATUS = 0, 1, 2, 3
@@ -84,7 +83,7 @@ def advance(lives: list[Live], batch: Batch) -> None:
             audience = targets.resolve(
                 first.follows.layer(page.layer),
                 severity=first.incident.severity,
-                event=page.event,
+                event=page.chosen,
                 told=first.told.until(page.layer),
                 now=now,
             )
@@ -125,9 +124,9 @@ def advance(lives: list[Live], batch: Batch) -> None:
 
 def _reaches(live: Live, layer: int, now: datetime) -> bool:
     """Whether a layer has somebody to tell at its start."""
+    chosen = plan.Page(layer, "fire", 0, "loop").chosen
     body, severity = live.follows.layer(layer), live.incident.severity
-    firsts = (events.TRIGGERED, events.ESCALATED)
-    return any(targets.resolve(body, severity=severity, event=event, told=live.told.until(layer), now=now).to for event in firsts)
+    return bool(targets.resolve(body, severity=severity, event=chosen, told=live.told.until(layer), now=now).to)
 
 
 def _number(lives: Sequence[Live], drawn: list[int]) -> None:

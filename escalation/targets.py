@@ -52,8 +52,9 @@ class Told:
         return self.before if layer == self.layer else self.here
 
     def and_now(self, layer: int, members: Sequence[int]) -> "Told":
-        """The same after `layer` has told `members`."""
-        return Told(layer, tuple(members), self.until(layer))
+        """The same after `layer` has told `members`; where it told groups only, the people stay those of before."""
+        before = self.until(layer)
+        return Told(layer, tuple(members) or before, before)
 
     def plain(self) -> list[Any]:
         return [self.layer, list(self.here), list(self.before)]

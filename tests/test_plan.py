@@ -370,6 +370,8 @@ def test_catch_all() -> None:
 )
 def test_the_event_a_page_is_told_as(page: Page, event: str) -> None:
     assert page.event == event
+    # Groups are asked for the event by which their layer is told first.
+    assert page.chosen == (event if event == "refire" else "escalated" if page.layer else "triggered")
 
 
 # ---------------------------------------------------------------- JSON

@@ -198,6 +198,58 @@ def test_a_group_that_wants_no_loops_is_not_a_layer_that_reaches_nobody(world):
     world.ack()
 
 
+def test_supervisors_behind_a_layer_of_groups_are_those_of_whoever_was_told_before_it(world):
+    boss = world.person("Boss")
+    lee = world.person("Lee", supervisor=boss)
+    world.rule(layer(lee, escalate_window=5), layer(groups=[world.group()], escalate_window=5), layer(supervisors=True))
+    world.alert("checkout is down")
+    foretold = [item.who for item in explain.ahead(world.incident(), world.now) if item.what == "page"]
+    assert foretold == [(), ("Boss",)]
+    world.pass_time(minutes=10)
+    world.expect(("Lee", "app", "triggered"), ("#ops", "group", "escalated"), ("Boss", "app", "escalated"))
+    world.ack()
+    world.expect(("#ops", "group", "acknowledged"))
+
+
+def test_supervisors_behind_a_layer_that_reached_nobody_are_not_those_of_whom_it_names(world):
+    boss, other = world.person("Boss"), world.person("Other")
+    lee, bob = world.person("Lee", supervisor=boss), world.person("Bob", [], supervisor=other)
+    Preference.objects.create(member=bob, severity="Critical", kind="gone")
+    world.rule(layer(lee, escalate_window=5), layer(bob), layer(supervisors=True))
+    world.alert("checkout is down")
+    assert [item.who for item in explain.ahead(world.incident(), world.now) if item.what == "page"] == [("Boss",)]
+    world.pass_time(minutes=5)
+    world.expect(("Lee", "app", "triggered"), ("Boss", "app", "escalated"))
+    world.ack()
+
+
+def test_what_starts_a_later_layer_again_is_for_the_groups_it_told_first(world):
+    """Texts call it "triggered", and the group chose "escalated": it is no reason to go on to the boss at once."""
+    lee, boss = world.person("Lee"), world.person("Boss")
+    world.rule(
+        layer(lee, escalate_window=5),
+        layer(groups=[(world.group(), {"events": ["escalated", "acknowledged"]})], escalate_window=30, notify_step=10, max_times=2),
+        layer(boss),
+    )
+    world.alert("load", "Warning")
+    world.pass_time(minutes=5)
+    world.expect(("Lee", "app", "triggered"), ("#ops", "group", "escalated"))
+    # Nor does the plan ahead foretell the loops that this group does not want.
+    assert [(item.event, item.who) for item in explain.ahead(world.incident(), world.now) if item.what == "page"] == [
+        ("escalated", ("Boss",))
+    ]
+    world.alert("load", "Critical")
+    world.expect(("#ops", "group", "triggered"), at=300)
+    world.do("snooze", actor=lee, minutes=10)
+    world.expect(("#ops", "group", "acknowledged"))
+    world.pass_time(minutes=10)
+    world.expect(("#ops", "group", "triggered"), at=900)
+    world.pass_time(minutes=30)
+    world.expect(("Boss", "app", "escalated"), at=2700)
+    world.ack()
+    world.expect(("#ops", "group", "acknowledged"))
+
+
 def test_whoever_it_was_assigned_to_cannot_be_reached_within_minutes_so_the_catch_all_is_told(world):
     lee, boss = world.person("Lee"), world.person("Boss")
     world.workspace.catch_all_members.add(boss)
