@@ -1,12 +1,16 @@
 """The Open API of incidents: answers hold against the reference's own description, and the traps its clients fall into are minded."""
 
 import copy
+import io
 import json
 import pathlib
 import time
 
 import jsonschema
 import pytest
+from django.core.handlers.wsgi import WSGIRequest
+from django.test import RequestFactory
+from django.urls import resolve
 
 from escalation.ids import hex_id
 from escalation.models import Incident, Workspace
@@ -40,7 +44,9 @@ def api(world, client):
     world.rule(layer(lee))
 
     def call(path: str, body: object = None, *, status: int = 200, key: str = secret) -> dict:
-        response = client.post(f"{path}?app_key={key}", json.dumps(body or {}), content_type="application/json")
+        response = client.post(
+            f"{path}?app_key={key}", json.dumps(body or {}).replace("Infinity", "1e999"), content_type="application/json"
+        )
         assert response.status_code == status, response.content
         answer = response.json()
         assert answer["request_id"]
@@ -171,6 +177,8 @@ def test_who_cannot_be_given_an_incident(world, api, to, status, names):
         ("/incident/ack", {}, 400, "InvalidParameter", "incident_ids"),
         ("/incident/list", {}, 400, "InvalidParameter", "start_time"),
         ("/incident/list", {"start_time": "x", "end_time": 5}, 400, "InvalidParameter", "start_time"),
+        ("/incident/list", {"start_time": float("inf"), "end_time": 5}, 400, "InvalidParameter", "start_time"),
+        ("/incident/list", {"start_time": 1, "end_time": 5, "limit": -float("inf")}, 400, "InvalidParameter", "limit"),
         ("/incident/create", {"incident_severity": "Huge", "title": "t"}, 400, "InvalidParameter", "severity"),
         ("/incident/create", {"incident_severity": "Info", "title": "t", "channel_id": 10**9}, 404, "ResourceNotFound", "channel"),
         ("/incident/feed", {"incident_id": "0" * 24}, 404, "ResourceNotFound", "incident"),
@@ -179,6 +187,34 @@ def test_who_cannot_be_given_an_incident(world, api, to, status, names):
 def test_bad_input_names_its_field(world, api, path, body, status, code, names):
     error = api(path, body, status=status)
     assert error["code"] == code and names in error["message"]
+
+
+def test_a_batch_moves_all_of_its_incidents_or_none(world, api):
+    """Of three, the one in the middle is closed."""
+    for number in range(3):
+        world.alert(f"alert {number}")
+    ids = [hex_id(row.created_at, row.id) for row in Incident.objects.order_by("id")]
+    api("/incident/resolve", {"incident_ids": ids[1:2]})
+    error = api("/incident/ack", {"incident_ids": ids}, status=400)
+    assert ids[1] in error["message"] and "closed" in error["message"]
+    assert [row.progress for row in Incident.objects.order_by("id")] == ["Triggered", "Closed", "Triggered"]
+    assert api("/incident/ack", {"incident_ids": [ids[2], ids[0], ids[2]]}) == {}
+    api("/incident/resolve", {"incident_ids": ids})
+
+
+def test_a_body_that_comes_in_chunks_is_read(world, api):
+    world.alert("checkout is down")
+    incident = world.incident()
+    sent = json.dumps({"incident_ids": [hex_id(incident.created_at, incident.id)]}).encode()
+
+    def push(sent: bytes) -> dict:
+        _key, secret = ApiKey.issue(world.lee, "chunks")
+        environ = RequestFactory(HTTP_TRANSFER_ENCODING="chunked", HTTP_APP_KEY=secret)._base_environ(REQUEST_METHOD="POST")
+        return json.loads(resolve("/incident/ack").func(WSGIRequest(environ | {"wsgi.input": io.BytesIO(sent)})).content)
+
+    assert push(sent)["data"] == {}
+    assert world.incident().progress == "Processing"
+    assert push(sent + b" " * (1 << 20))["error"]["code"] == "RequestEntityTooLarge"
 
 
 def test_keys_and_what_their_members_may_see(world, api, client):

@@ -14,13 +14,14 @@ from typing import Any
 
 from django.core.exceptions import SuspiciousOperation
 from django.db import InterfaceError, OperationalError
-from django.http import Http404, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
 from django.urls import URLPattern, re_path
 from django.utils.translation import gettext as _
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
 from escalation.lifecycle import Refused
+from flashduty import body
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +64,9 @@ def failure(error: ApiError) -> HttpResponse:
     return response
 
 
-def _answer(body: dict[str, Any], status: int) -> HttpResponse:
+def _answer(said: dict[str, Any], status: int) -> HttpResponse:
     request_id = uuid.uuid4().hex
-    text = json.dumps({"request_id": request_id, **body}, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode(
+    text = json.dumps({"request_id": request_id, **said}, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode(
         "utf-8", "replace"
     )
     response = HttpResponse(text, content_type="application/json", status=status)
@@ -94,6 +95,17 @@ def translate(error: Exception) -> ApiError:
         return ApiError("ServiceUnavailable", _("The database does not answer just now: send this again."), retry_after=1)
     log.error("a request failed", exc_info=error)
     return ApiError("InternalError", _("Something went wrong here. It has been logged."))
+
+
+def body_of(request: HttpRequest, most: int) -> bytes:
+    """The body, at most `most` bytes; ApiError where it is longer or broke off."""
+    try:
+        return body.read(request, most)
+    except body.TooLarge:
+        message = _("body is larger than %(most)d bytes: send less in one request") % {"most": most}
+        raise ApiError("RequestEntityTooLarge", message) from None
+    except OSError:
+        raise ApiError("InvalidParameter", _("body ended before all of it had come.")) from None
 
 
 class Door(APIView):

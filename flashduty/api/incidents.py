@@ -5,11 +5,12 @@ are ignored, `p` 0 is the first page, `limit` 100 is honoured, the list is newes
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from django.conf import settings
+from django.db import transaction
 from django.db.models import Count, Q, QuerySet, Sum
 from django.utils.translation import gettext as _
 
@@ -18,11 +19,11 @@ from channels_app.models import Delivery, Notification
 from escalation import explain, lifecycle
 from escalation.ids import hex_id, parse_hex
 from escalation.models import Alert, Incident, Responder, TimelineEntry, Workspace
-from escalation.sources import BadEvent, clean, loads
+from escalation.sources import BadEvent, BodyTooLarge, clean, loads
 from escalation.targets import in_words
 from flashduty.api import schema
 from flashduty.api.auth import KeyedDoor
-from flashduty.api.envelope import ApiError, route, success
+from flashduty.api.envelope import ApiError, body_of, route, success
 from mapping.clock import db_now
 from mapping.models import Installation, Member
 from templates_app.models import TemplateSet
@@ -39,6 +40,8 @@ class Body:
     def __init__(self, raw: bytes, encoding: str) -> None:
         try:
             found = loads(raw, encoding, MAX_BODY) if raw.strip() else {}
+        except BodyTooLarge as error:
+            raise ApiError("RequestEntityTooLarge", str(error)) from None
         except BadEvent as error:
             raise ApiError("InvalidParameter", str(error)) from None
         if not isinstance(found, dict):
@@ -49,7 +52,8 @@ class Body:
         value = self.fields.get(name)
         if value in (None, "", False):
             return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 0 or value > 2**62:
+        # Infinity is a JSON number (1e999) without being one: the range is looked at before int() would fail on it.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 2**62 or value != int(value):
             raise ApiError("InvalidParameter", _("%(name)s must be a whole number.") % {"name": name})
         return int(value) if most is None else min(int(value), most)
 
@@ -120,7 +124,7 @@ class IncidentDoor(KeyedDoor):
 
     def post(self, request: Any) -> Any:
         raw = request._request
-        return success(self.answer(Body(raw.body, raw.headers.get("Content-Encoding", ""))))
+        return success(self.answer(Body(body_of(raw, MAX_BODY), raw.headers.get("Content-Encoding", ""))))
 
     def answer(self, body: Body) -> Any:
         raise NotImplementedError
@@ -128,17 +132,24 @@ class IncidentDoor(KeyedDoor):
     def visible(self) -> QuerySet[Incident]:
         return Incident.objects.visible_to(self.member)
 
-    def each(self, body: Body, what: Any) -> dict[str, Any]:
-        """Make a move on every named incident; all of them must exist before any is touched."""
-        ids = body.ids("incident_ids")
-        found = set(self.visible().filter(id__in=ids).values_list("id", flat=True))
-        if missing := [pk for pk in ids if pk not in found]:
-            raise ApiError(
-                "ResourceNotFound", _("There is no incident %(id)s.") % {"id": body.strings("incident_ids")[ids.index(missing[0])]}
+    def each(self, body: Body, what: Callable[[int, datetime], Any]) -> dict[str, Any]:
+        """Make a move on every named incident, or on none: the error says for which one it cannot be made."""
+        given = dict(zip(body.ids("incident_ids"), body.strings("incident_ids"), strict=True))
+        with transaction.atomic():
+            # All of them before the first is moved, and in the order of ids: whoever moves one holds its runs and deliveries after it.
+            rows = Incident.objects.select_for_update(no_key=True).filter(
+                id__in=self.visible().filter(id__in=given).order_by().values("id")
             )
-        now = db_now()
-        for pk in dict.fromkeys(ids):
-            what(pk, now)
+            found = list(rows.order_by("id").values_list("id", flat=True))
+            if missing := [text for pk, text in given.items() if pk not in found]:
+                raise ApiError("ResourceNotFound", _("There is no incident %(id)s.") % {"id": missing[0]})
+            now = db_now()
+            for pk in found:
+                try:
+                    what(pk, now)
+                except lifecycle.Refused as error:
+                    error.message = _("incident %(id)s: %(message)s") % {"id": given[pk], "message": error.message}
+                    raise
         return {}
 
 

@@ -18,12 +18,10 @@ from django.utils.translation import gettext as _
 
 from escalation import intake, sources
 from flashduty.api import auth, schema
-from flashduty.api.envelope import ApiError, Door, route, success
+from flashduty.api.envelope import ApiError, Door, body_of, route, success
 
 MOST_ONE = 1 << 20
 MOST_MANY = 16 << 20
-MOST_THROWN_AWAY = 256 << 20
-_CHUNK = 1 << 16
 _NOT_JSON = ("multipart/", "text/xml", "application/xml")
 
 
@@ -60,7 +58,7 @@ def lane(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpR
 
 def take(request: HttpRequest, source: str, over_limit: int = 429) -> HttpResponse:
     """Authenticates, reads, checks the limit, parses, stores and answers: one statement where nothing has to be looked up."""
-    body = _read(request)
+    body = body_of(request, MOST_MANY)
     key = request.GET.get("integration_key", "")
     # A key that comes in the query is checked before the body is parsed; one that comes in the body can only be checked after.
     caller = auth.integration(key) if key else None
@@ -120,32 +118,11 @@ def _bad(error: sources.BadEvent) -> ApiError:
 # --- Reading the body ------------------------------------------------------------------------------------------------------
 
 
-def _too_large(most: int) -> ApiError:
-    return ApiError("RequestEntityTooLarge", _("body is larger than %(most)d bytes: send less in one request") % {"most": most})
-
-
-def _read(request: HttpRequest) -> bytes:
-    """The body, at most MOST_MANY bytes. What is over is read all the same and thrown away: to answer earlier breaks the sender's pipe."""
-    stream = request
-    if request.META.get("HTTP_TRANSFER_ENCODING", "").lower() == "chunked" and not request.META.get("CONTENT_LENGTH"):
-        stream = request.META["wsgi.input"]  # Django takes a body without a length for an empty one
-    try:
-        body = stream.read(MOST_MANY + 1)
-        if len(body) <= MOST_MANY:
-            return body
-        thrown_away = 0
-        while thrown_away < MOST_THROWN_AWAY and (chunk := stream.read(_CHUNK)):
-            thrown_away += len(chunk)
-    except OSError:
-        raise ApiError("InvalidParameter", _("body ended before all of it had come.")) from None
-    raise _too_large(MOST_MANY)
-
-
 def _begins(request: HttpRequest, body: bytes) -> bytes:
     """The first byte that says something, as it decides which cap holds; b"" where there is none among the first few hundred."""
     if request.headers.get("Content-Encoding", "").strip().lower() not in ("", "identity"):
         try:
-            body = zlib.decompressobj(wbits=47).decompress(body[:_CHUNK], 512)
+            body = zlib.decompressobj(wbits=47).decompress(body[: 1 << 16], 512)
         except zlib.error:
             return b""
     return body[:512].removeprefix(b"\xef\xbb\xbf").lstrip()[:1]

@@ -16,6 +16,7 @@ from django.views.decorators.csrf import csrf_exempt
 
 from channels_app import book, outbox
 from channels_app.transport import Callback, Command, Heard, Receives
+from flashduty import body
 from mapping.clock import db_now
 
 log = logging.getLogger(__name__)
@@ -42,16 +43,17 @@ def _hear(request: HttpRequest, key: str) -> HttpResponse:
     channel = book.by_callback_key(key)
     if channel is None or not isinstance(channel.transport, Receives):
         return _answer(404)
-    body = _read(request)
-    if body is None:
-        return _answer(400)
-    if len(body) > MOST:
+    try:
+        raw = body.read(request, MOST)
+    except body.TooLarge:
         return _answer(413)
+    except OSError:
+        return _answer(400)
     now = db_now()
     try:
         heard = channel.transport.receive(Callback(
             method=request.method or "", url=_public(request), query=request.GET.dict(),
-            headers={name.lower(): value for name, value in request.headers.items()}, body=body, received_at=now,
+            headers={name.lower(): value for name, value in request.headers.items()}, body=raw, received_at=now,
         ))  # fmt: skip
     except PermissionError as error:
         _refused(channel.id, error)
@@ -60,7 +62,7 @@ def _hear(request: HttpRequest, key: str) -> HttpResponse:
         log.info("channel %s: a callback that makes no sense (%s)", channel.id, type(error).__name__)
         return _answer(400)
     except Exception:
-        log.exception("channel %s: its transport broke on a callback of %d bytes", channel.id, len(body))
+        log.exception("channel %s: its transport broke on a callback of %d bytes", channel.id, len(raw))
         return _answer(400)
     return _apply(channel.id, heard, now)
 
@@ -87,17 +89,6 @@ def _public(request: HttpRequest) -> str:
     """The address as the provider called it, whatever the proxy in front made of scheme, host and port."""
     query = request.META.get("QUERY_STRING", "")
     return f"{settings.BASE_URL}{escape_uri_path(request.path_info)}{'?' if query else ''}{query}"
-
-
-def _read(request: HttpRequest) -> bytes | None:
-    """The body up to one byte over MOST; None where it broke off."""
-    stream = request
-    if request.META.get("HTTP_TRANSFER_ENCODING", "").lower() == "chunked" and not request.META.get("CONTENT_LENGTH"):
-        stream = request.META["wsgi.input"]  # Django takes a body without a length for an empty one
-    try:
-        return bytes(stream.read(MOST + 1))
-    except OSError:
-        return None
 
 
 def _refused(channel_id: int, error: PermissionError) -> None:
