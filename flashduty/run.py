@@ -41,6 +41,8 @@ OURS = (
     "FLASHDUTY_MODE",
     "FLASHDUTY_DATA",
 )
+# Commands of manage.py that may be meant for a demo: they ask a product that runs. None that serves, migrates or rotates keys.
+FOR_A_DEMO = ("changepassword", "createsuperuser", "doctor", "explain", "forget_member", "prune", "send_test", "shell")
 FOREIGN = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKE_TERMOUT", "MAKE_TERMERR", "FLASHDUTY_RUN_DIR", "FLASHDUTY_RESIDENT", "PYTHONHOME")
 
 
@@ -392,6 +394,33 @@ def product_settings(data: pathlib.Path) -> dict[str, str]:
         "FLASHDUTY_ENCRYPTION_KEYS": found["encryption_key"],
         "FLASHDUTY_LINK_KEYS": found["link_key"],
     }
+
+
+def demo_environment(command: list[str]) -> dict[str, str]:
+    """What `manage.py` needs to ask the demo beside it, {} where it is not meant: the command is for an operator of something else, a variable
+    of the product is set, or there was no `make run` here. Wrong when there was one and its database does not answer.
+
+    A demo on a server of yours: FLASHDUTY_MODE=demo DATABASE_URL=... manage.py.
+    """
+    told = {name for name in OURS if os.environ.get(name) or os.environ.get(f"{name}_FILE")} - {"FLASHDUTY_DATA"}
+    if os.environ.get("FLASHDUTY_MODE") == "demo":
+        told -= {"FLASHDUTY_MODE", "DATABASE_URL"}
+    if told or not command or command[0] not in FOR_A_DEMO:
+        return {}
+    tree = pathlib.Path(__file__).resolve().parent.parent
+    data = pathlib.Path(os.path.abspath(os.environ.get("DATA") or os.environ.get("FLASHDUTY_DATA") or tree / ".data"))
+    try:
+        base_url = json.loads((data / "demo.json").read_text())["base_url"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    url = os.environ.get("DATABASE_URL")
+    if not url and (server := postgres.status(data)) is not None:
+        url = server.url
+    if not url:
+        raise Wrong(
+            f"The demo of {data} does not run: start it with `make run`, or set the variables of your installation (docs/operations.md)."
+        )
+    return product_settings(data) | {"BASE_URL": base_url, "DATABASE_URL": url, "FLASHDUTY_MODE": "demo", "FLASHDUTY_DATA": str(data)}
 
 
 def write_private(path: pathlib.Path, content: dict) -> None:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -76,3 +77,41 @@ def test_a_supervisor_that_dies_again_and_again_is_started_more_and_more_rarely(
     one.born -= run.LONG_LIVED  # it worked for a while
     assert one._watch() == 0
     assert pauses[:3] == [0.4, 0.8, 1.6] and pauses[-1] == run.LONGEST_PAUSE
+
+
+@pytest.fixture
+def demo(tmp_path, monkeypatch):
+    """A data folder that `make run` left; and a shell in which nothing is configured."""
+    for name in (*run.OURS, "DATA"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(f"{name}_FILE", raising=False)
+    run.product_settings(tmp_path)
+    run.write_private(tmp_path / "demo.json", {"base_url": "http://127.0.0.1:8041"})
+    monkeypatch.setenv("DATA", str(tmp_path))
+    return tmp_path
+
+
+def test_a_command_beside_make_run_finds_its_demo(demo, monkeypatch):
+    with pytest.raises(run.Wrong, match="does not run: start it with `make run`"):
+        run.demo_environment(["explain", "3f2a1c"])
+    monkeypatch.setattr(run.postgres, "status", lambda data: SimpleNamespace(url=f"postgresql:///of-{data.name}"))
+    found = run.demo_environment(["explain", "3f2a1c"])
+    assert found == run.product_settings(demo) | {
+        "BASE_URL": "http://127.0.0.1:8041", "DATABASE_URL": f"postgresql:///of-{demo.name}", "FLASHDUTY_MODE": "demo", "FLASHDUTY_DATA": str(demo),
+    }  # fmt: skip
+    monkeypatch.setenv("FLASHDUTY_MODE", "demo")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://me@db/mine")
+    assert run.demo_environment(["explain", "3f2a1c"]) == found | {"DATABASE_URL": "postgresql://me@db/mine"}
+
+
+@pytest.mark.parametrize("name", ["BASE_URL", "DATABASE_URL", "FLASHDUTY_SECRET_KEY", "FLASHDUTY_LINK_KEYS_FILE", "FLASHDUTY_MODE"])
+def test_a_shell_in_which_something_is_configured_never_means_the_demo(demo, monkeypatch, name):
+    monkeypatch.setenv(name, "production")
+    assert run.demo_environment(["explain", "3f2a1c"]) == {}
+
+
+def test_what_serves_or_migrates_never_means_the_demo_and_neither_does_a_tree_without_one(demo, monkeypatch):
+    for command in ([], ["supervise"], ["runserver"], ["test"], ["migrate"], ["rotate_secrets"]):
+        assert run.demo_environment(command) == {}
+    (demo / "demo.json").unlink()
+    assert run.demo_environment(["explain", "3f2a1c"]) == {}
