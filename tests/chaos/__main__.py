@@ -16,10 +16,10 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=25, help="alerts a second")
     parser.add_argument("--slowest", type=float, default=0.05, help="the provider answers after 0 to so many seconds")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", default="", help="only kinds and sites whose name contains this")
+    parser.add_argument("--only", default="", help='only cells whose name, "SITE x KIND", contains this')
     parser.add_argument("--keep", action="store_true", help="leave the data folder and the log where they are")
     parser.add_argument(
-        "--times", action="store_true", help="slow recoveries fail the run, too (on a machine that is calm enough to judge)"
+        "--times", action="store_true", help="what is slower than its goal fails the run, too (on a machine that is calm enough to judge)"
     )
     parser.add_argument("--self-test", action="store_true")
     options = parser.parse_args()

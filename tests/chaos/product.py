@@ -18,7 +18,7 @@ from pathlib import Path
 from flashduty import postgres
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SLOTS = ("intake", "engine", "drain-0")
+SLOTS = ("intake", "engine", "drain-0", "drain-1")
 # What each kind of kill ends. "postgres session" ends politely (SIGTERM) and alone, as in a failover; a "postgres backend" takes the whole
 # server through its recovery; "machine" is a machine that lost its power: everything at once, and the driver starts it again.
 KINDS = (
@@ -211,23 +211,27 @@ class Product:
 
     # ---- killing
 
-    def victims(self, kind: str, choice: random.Random) -> list[int]:
-        """The pids a kill of this kind ends, in the order in which they get it; empty when there is nobody of that kind now."""
+    def victims(self, kind: str, choice: random.Random, spared: int = 0) -> list[int]:
+        """The pids a kill of this kind ends, in the order in which they get it; empty when there is nobody of that kind now.
+
+        `spared`: never this one, where the kind is of single processes (it stands at a site, and another one is meant)."""
         processes = self.processes()
         by: defaultdict[str, list[int]] = defaultdict(list)
         for process in processes:
             by[process.role].append(process.pid)
+        single = {role: [pid for pid in pids if pid != spared] for role, pids in by.items()}
         tree = [p.pid for p in sorted(processes, key=lambda p: p.role != "tree parent") if p.role in (
             "tree parent", "sentinel", "pusher", "monitor", "worker")]  # fmt: skip
         web = by["web parent"] + by["web worker"]
         held = self.holders()
         if kind in ("web parent", "web worker", "supervisor", "tree parent", "sentinel", "pusher", "monitor"):
-            return [choice.choice(by[kind])] if by[kind] else []
+            return [choice.choice(single[kind])] if single.get(kind) else []
         if kind.startswith("busy "):
-            slot = {"busy drain": "drain-0"}.get(kind, kind.removeprefix("busy "))
-            return [held[slot]] if slot in held else []
+            name = kind.removeprefix("busy ")
+            here = [pid for slot, pid in held.items() if slot.partition("-")[0] == name and pid != spared]
+            return [choice.choice(here)] if here else []
         if kind == "idle worker":
-            idle = [pid for pid in by["worker"] if pid not in held.values()]
+            idle = [pid for pid in single.get("worker", []) if pid not in held.values()]
             return [choice.choice(idle)] if idle else []
         if kind == "whole web":
             return web
@@ -250,6 +254,11 @@ class Product:
             _kill(pid, number)
         return at
 
+    def wait_for_the_end(self, pids: list[int], until: float) -> None:
+        """Until none of them lives, or the monotonic clock says `until`."""
+        while time.monotonic() < until and any(_lives(pid) for pid in pids):
+            time.sleep(0.002)
+
     # ---- sites
 
     def sites(self) -> set[str]:
@@ -260,18 +269,24 @@ class Product:
                     found.add(path.read_text())
         return found
 
-    def arm(self, number: int, site: str, visit: int) -> None:
+    def arm(self, number: int, site: str, visit: int, halt: float = 0.0) -> None:
+        """At its `visit`-th pass of `site` a process ends itself, or stands still for `halt` seconds or until `go`."""
         draft = self.chaos / "plan.new"
-        draft.write_text(json.dumps({"id": number, "site": site, "n": visit}))
+        draft.write_text(json.dumps({"id": number, "site": site, "n": visit, "halt": halt}))
         draft.rename(self.chaos / "plan.json")
 
     def disarm(self) -> None:
         (self.chaos / "plan.json").unlink(missing_ok=True)
 
-    def fired(self, number: int) -> float | None:
-        """When plan `number` killed its process."""
+    def go(self, number: int) -> None:
+        """Whoever stands still for plan `number` goes on."""
+        (self.chaos / f"go.{number}").touch()
+
+    def fired(self, number: int) -> tuple[int, float] | None:
+        """(pid, when) of the process that plan `number` ended or stopped."""
         for path in self.chaos.glob(f"fired.{number}.*"):
-            return int(path.name.split(".")[3]) / 1e9
+            _fired, _number, pid, at = path.name.split(".")
+            return int(pid), int(at) / 1e9
         return None
 
 
@@ -285,6 +300,12 @@ def _parent(pid: int) -> int:
     with contextlib.suppress(OSError):
         return _stat(pid)[1]
     return 0
+
+
+def _lives(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return _stat(pid)[0] not in "ZX"
+    return False
 
 
 def _kill(pid: int, number: int = signal.SIGKILL) -> None:

@@ -3,20 +3,32 @@
 A message is known by its delivery. Whatever comes a second time must say so and must have a kill between its two arrivals."""
 
 import itertools
+import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .ledger import PAGES, Arrival
+from .matrix import ITSELF
 
 EARLY = 0.5  # a process that killed itself after its request left did so before the ledger had read all of it
+# So long after a kill its work goes on: a tree that is replaced ends 5 s after the new one stands in line, with what it has out by then; and
+# what stood still before its request may send it while the database, which should hear of it, is still down.
+AFTERMATH = 15.0
 AFTER_ACK = 2.0  # a request that had started when the acknowledgement was answered is here by then
 LOOP = 20.0  # the demo rule's loops are 30 s apart
+RECOVERY = 2.0  # seconds until the next page after a kill of a process of ours
+CEILING = 10.0  # and what no kill may cost where the machine was calm, whether or not times are judged
+
+
+WEB = ("web worker", "web parent", "whole web")
 
 
 @dataclass(slots=True)
 class Kill:
-    """`kind` is a kind of process or "site"; `alone`: everything was whole before it and was let become whole again after it."""
+    """`kind` is a kind of process, or "itself": whoever passed `site`. Where there is a `site`, somebody stood there while it was killed.
+
+    `alone`: everything was whole before it and was let become whole again after it."""
 
     at: float
     kind: str
@@ -27,11 +39,15 @@ class Kill:
 
     @property
     def name(self) -> str:
-        return self.site or self.kind
+        return f"{self.kind} at {self.site}" if self.site else self.kind
+
+    def spans(self, first: float, second: float) -> bool:
+        """Whether it, or what it led to, was between two arrivals."""
+        return first <= self.at + (0.0 if self.kind in WEB else AFTERMATH) + EARLY and self.at <= second
 
     def may_repeat(self) -> bool:
         """Whether it can end a process that has requests out, or the record of them."""
-        if self.site:
+        if self.kind == ITSELF:
             return "| work |" in self.site
         return self.kind in (
             "busy drain",
@@ -120,7 +136,7 @@ def _repeats(verdict: Verdict, arrivals: Sequence[Arrival], kills: Sequence[Kill
                 verdict.unlabelled.append(f"{what} came again under the same number")
                 continue
             verdict.labelled += 1
-            between = [index for index, kill in enumerate(kills) if before.at - EARLY <= kill.at <= again.at]
+            between = [index for index, kill in enumerate(kills) if kill.spans(before.at, again.at)]
             if not between:
                 verdict.wrong.append(f"{what} came again, and nothing was killed between")
                 continue
@@ -128,7 +144,7 @@ def _repeats(verdict: Verdict, arrivals: Sequence[Arrival], kills: Sequence[Kill
             verdict.repeats[cause] = verdict.repeats.get(cause, 0) + 1
             if not kills[cause].may_repeat():
                 verdict.unexpected.append(f"{what} after a kill of {kills[cause].name}")
-        most = sum(came[0].at - EARLY <= kill.at <= came[-1].at for kill in kills)
+        most = sum(kill.spans(came[0].at, came[-1].at) for kill in kills)
         if len(came) - 1 > most:
             verdict.wrong.append(f"delivery {delivery} came {len(came)} times with {most} kills between")
 
@@ -162,3 +178,19 @@ def silences(arrivals: Sequence[Arrival], begin: float, end: float) -> tuple[flo
     ]
     gaps = [later - earlier for earlier, later in zip([begin, *points], [*points, end], strict=True)]
     return gaps[0], max(gaps)
+
+
+def times(silent: Sequence[float]) -> tuple[list[str], list[str]]:
+    """(what fails a run on a calm machine in any case, what fails one that judges times) of the longest silence after each kill."""
+    if not silent:
+        return [], []
+    always, strict = [], []
+    if (median := statistics.median(silent)) >= RECOVERY:
+        always.append(f"slow: half of the kills were followed by {median:.2f} s or more without a page")
+    if (longest := max(silent)) >= CEILING:
+        always.append(f"slow: a kill was followed by {longest:.2f} s without a page")
+    late = sum(wait >= RECOVERY for wait in silent)
+    # A shared machine has its own hiccups: one kill in fifty may be slower than the goal before the run fails.
+    if late > max(1, len(silent) // 50):
+        strict.append(f"slow: {late} of {len(silent)} kills of our own processes were followed by {RECOVERY:g} s or more without a page")
+    return always, strict

@@ -1,8 +1,10 @@
 """The switch: Python itself loads it (PYTHONPATH) into every process the driver starts, and the product does not know of it.
 
-It makes each commit and each step of a request to the ledger a *site* that lists itself (CHAOS_DIR/sites/), and ends its own process by
-SIGKILL where CHAOS_DIR/plan.json says so: {"site": name, "n": at the how-manieth visit in one process}. Renaming the plan claims it, so one plan kills
-one process. CHAOS_DIR/who/<pid> says what django-q2 and granian forked a process for. Without CHAOS_DIR it does nothing."""
+It makes each commit and each step of a request to the ledger a *site* that lists itself (CHAOS_DIR/sites/), and does there what
+CHAOS_DIR/plan.json says: {"id": number, "site": name, "n": at the how-manieth visit in one process, "halt": seconds}. Renaming the plan to
+fired.<id>.<pid>.<monotonic ns> claims it, so one plan is for one process. With "halt" 0 the process ends itself by SIGKILL; otherwise the thread that
+passed stands still until CHAOS_DIR/go.<id> is there, at most so long: meanwhile the driver kills whom it wants. CHAOS_DIR/who/<pid> says what
+django-q2 and granian forked a process for. Without CHAOS_DIR it does nothing."""
 
 import hashlib
 import importlib.abc
@@ -30,7 +32,7 @@ _visits: dict[int, int] = {}  # plan id -> visits of its site in this process
 
 
 def passed(step: str, where: str) -> None:
-    """A site: said once, and the end of this process if the plan is for it."""
+    """A site: said once, and the end of this process, or a halt, if the plan is for it."""
     site = f"{step} | {PART} | {where}"
     if site not in _seen:
         _seen.add(site)
@@ -52,7 +54,11 @@ def passed(step: str, where: str) -> None:
             os.rename(PLAN, os.path.join(FOLDER, f"fired.{plan['id']}.{os.getpid()}.{time.monotonic_ns()}"))
         except FileNotFoundError:
             return  # another process was first
-        os.kill(os.getpid(), signal.SIGKILL)
+        if not plan["halt"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        until, go = time.monotonic() + plan["halt"], os.path.join(FOLDER, f"go.{plan['id']}")
+        while time.monotonic() < until and not os.path.exists(go):
+            time.sleep(0.002)
 
 
 def call_site() -> str:
