@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from channels_app.models import Notification
-from escalation import explain, rules
+from escalation import explain, intake, rules
 from escalation.models import Incident, Run, TimelineEntry
 from mapping.models import Installation
 from tests.world import START, layer
@@ -50,7 +50,10 @@ def test_the_delay_window_ends_to_the_second(world):
     lee = world.person("Lee")
     world.rule(layer(lee), aggr_window=60)
     world.alert("stays")
-    world.pass_time(seconds=60)
+    assert world.foretell()[0] == (60, "triggered", {"Lee"})
+    world.pass_time(seconds=59)
+    world.silence()
+    world.pass_time(seconds=1)
     world.expect(("Lee", "app", "triggered"), at=60)
     world.ack()
 
@@ -89,9 +92,11 @@ def test_force_escalate_goes_on_although_somebody_acknowledged(world):
     world.expect(("Lee", "app", "triggered"))
     world.pass_time(minutes=1)
     world.ack(actor=lee)
+    assert (300, "escalated", {"Boss"}) in world.foretell()
     world.pass_time(minutes=4)
     world.expect(("Boss", "app", "escalated"), at=300)
     world.do("close")
+    assert world.foretell() == []
     world.pass_time(hours=1)
     world.silence()
 
@@ -168,7 +173,10 @@ def test_a_layer_that_reaches_nobody_gives_way_at_once(world):
     nobody.is_active = False
     nobody.save()
     world.rule(layer(nobody, escalate_window=30), layer(boss))
-    world.alert("who hears me")
+    world.alert("who hears me", settle=False)
+    intake.run_once(world.now)
+    assert world.foretell()[0] == (0, "escalated", {"Boss"})
+    world.settle()
     world.expect(("Boss", "app", "escalated"), at=0)
     why = TimelineEntry.objects.get(type="i_layer", detail__result="unreachable")
     assert "active" in why.detail["reason"]
@@ -180,6 +188,7 @@ def test_without_a_rule_the_catch_all_is_told(world):
     world.workspace.catch_all_members.add(boss)
     world.alert("unmatched")
     world.expect(("Boss", "app", "triggered"), at=0)
+    assert world.foretell()[0] == (600, "refire", {"Boss"})
     world.pass_time(minutes=10)
     world.expect(("Boss", "app", "refire"), at=600)
     world.ack()
@@ -191,6 +200,7 @@ def test_after_the_last_layer_the_catch_all_is_told_then_the_alarm_is_raised(wor
     world.rule(layer(lee, escalate_window=5))
     world.alert("deaf ears")
     world.expect(("Lee", "app", "triggered"))
+    assert [item[:2] for item in world.foretell()] == [(300, "exhausted")]
     world.pass_time(minutes=5)
     world.expect(("Boss", "app", "triggered"), at=300)
     world.pass_time(hours=3)
@@ -253,8 +263,9 @@ def test_after_an_outage_of_two_hours_every_layer_keeps_its_window(world):
     # The loop that was due is sent now, once; the boss and the chief are not called in the same second.
     world.expect(("Lee", "app", "refire"), at=7260)
     assert TimelineEntry.objects.filter(type="i_outage").count() == 1
+    assert [item[1] for item in world.foretell()][:3] == ["refire", "refire", "escalated"]
     world.pass_time(minutes=4)
-    assert [item.event for item in world.fresh()] == ["refire", "refire"]
+    world.expect(*[("Lee", "app", "refire")] * 2)
     world.pass_time(minutes=4)
     world.expect(("Boss", "app", "escalated"))
     world.ack()

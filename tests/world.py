@@ -22,8 +22,8 @@ from django.test import Client
 
 from channels_app import outbox
 from channels_app.models import Address, Channel, Delivery, Preference
-from escalation import engine, intake, lifecycle, rules
-from escalation.models import EscalationRule, Event, Incident, Integration, Layer, LayerChannel, Run, Workspace
+from escalation import engine, explain, intake, lifecycle, rules
+from escalation.models import EscalationRule, Event, Incident, Integration, Layer, LayerChannel, Run, TimelineEntry, Workspace
 from mapping.models import ContactPoint, Installation, Member, Team
 
 START = datetime(2026, 3, 2, 3, 0, 0, tzinfo=UTC)  # a Monday, three in the morning
@@ -39,6 +39,15 @@ class Heard:
     kind: str
     event: str
     text: str
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What is to happen by itself. `event` is a page's, or "exhausted": nobody of the rule is left."""
+
+    at: float  # seconds since the story began
+    event: str
+    who: frozenset[str]  # names of persons
 
 
 @dataclass
@@ -61,6 +70,7 @@ class World:
         self.now = START
         self.client = client
         self.checked: set[int] = set()
+        self.promised: list[Promise] | None = None
         self.workspace = Workspace.objects.create(name="Space")
         self.integration = Integration.objects.create(workspace=self.workspace, name="Source", kind="standard")
         self.installation = Installation.get()
@@ -115,6 +125,7 @@ class World:
 
     def alert(self, title: str, status: str = "Critical", *, key: str | None = None, settle: bool = True, **fields: Any) -> dict[str, Any]:
         """A source posts an event through the real door; then (settle) everything that is due at this instant is done."""
+        self.promised = None
         body = {"title_rule": title, "event_status": status, "alert_key": key or title, **fields}
         answer = self.client.post(
             f"/event/push/alert/standard?integration_key={self.integration.key}", body, content_type="application/json"
@@ -135,6 +146,7 @@ class World:
 
     def do(self, verb: str, title: str | None = None, actor: Member | None = None, via: str = "api", **args: Any) -> Incident:
         """Somebody makes a move; then everything that is due is done."""
+        self.promised = None
         incident = getattr(lifecycle, verb)(self.incident(title).id, actor=actor, via=via, now=self.now, **args)
         self.settle()
         return incident
@@ -211,7 +223,40 @@ class World:
         assert got == sorted(wanted), f"\narrived:  {got}\nexpected: {sorted(wanted)}"
         if at is not None:
             assert {item.at for item in new} <= {at}, f"arrived at {[item.at for item in new]}, expected {at}"
+        self._as_promised(new)
         return new
+
+    # ---- what is foretold ----
+
+    def foretell(self) -> list[tuple[float, str, set[str]]]:
+        """What `explain` says now about the story's one incident: (second of the story, event, who).
+
+        Every `expect` compares it with who was really paged, until the next move or alert (which make it another story). It knows of
+        persons who are told all at once: no delays of their own, and nothing of groups."""
+        ahead = explain.ahead(self.incident(), self.now)
+        self.promised = [Promise((item.at - START).total_seconds(), item.event or item.what, frozenset(item.who)) for item in ahead]
+        return [(item.at, item.event, set(item.who)) for item in self.promised]
+
+    def _as_promised(self, new: Sequence[Heard]) -> None:
+        if self.promised is None:
+            return
+        now = (self.now - START).total_seconds()
+        due = [item for item in self.promised if item.at <= now]
+        self.promised = [item for item in self.promised if item.at > now]
+        came: dict[tuple[float, str], set[str]] = {}
+        for item in new:
+            if item.kind != "group":
+                came.setdefault((item.at, item.event), set()).add(item.who)
+        end = next((item for item in due if item.event == "exhausted"), None)
+        if end is not None:
+            when = START + timedelta(seconds=end.at)
+            told = TimelineEntry.objects.filter(type="i_layer", created_at=when, detail__result__in=("catch_all", "nobody"))
+            assert told.exists(), f"the rule was to end at {end.at}, and the catch-all was not asked"
+            if not any(item.event != "exhausted" and item.at >= end.at for item in due + self.promised):
+                came = {key: who for key, who in came.items() if key[0] < end.at}  # whom the catch-all names, nobody foretold
+                self.promised = None
+        said = {(item.at, item.event): set(item.who) for item in due if item.event != "exhausted" and item.who}
+        assert came == said, f"\ncame:     {came}\nforetold: {said}"
 
     def silence(self) -> None:
         self.expect()
