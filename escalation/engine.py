@@ -200,7 +200,7 @@ def _set_aside(kind: str, incident_id: int, now: datetime, why: str) -> int:
 
 
 _LOOK = """
-SELECT (SELECT last_pass_at FROM mapping_installation WHERE id = 1),
+SELECT (SELECT last_pass_at FROM mapping_installation WHERE id = 1), (SELECT erasures FROM mapping_installation WHERE id = 1),
   -- The first instant that lies ahead, from the three partial indexes of timers.
   least(
     (SELECT min(next_at) FROM escalation_run WHERE ended_at IS NULL AND next_at > %(now)s AND next_at < %(soon)s),
@@ -229,7 +229,8 @@ def _due(now: datetime) -> tuple[int, set[str], datetime | None]:
 def _look(now: datetime) -> tuple[datetime | None, datetime | None, set[str]]:
     with planned_once() as cursor:
         cursor.execute(_LOOK, {"now": now, "soon": now + SOON})
-        last, ahead, *found = cursor.fetchone()
+        last, erasures, ahead, *found = cursor.fetchone()
+    rules.as_of(erasures)
     return last, ahead, {kind for kind, one in zip(_KINDS, found, strict=True) if one}
 
 

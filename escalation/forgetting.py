@@ -13,7 +13,7 @@ from typing import Any, Final
 from django.contrib.admin.models import LogEntry
 from django.contrib.contenttypes.models import ContentType
 from django.db import connection, transaction
-from django.db.models import Q
+from django.db.models import F, Q
 from django.utils.translation import gettext_noop
 
 from channels_app.models import Account, Address, Channel, Delivery, Preference
@@ -21,7 +21,7 @@ from channels_app.models.channel import new_callback_key
 from escalation import rules
 from escalation.models import Layer
 from mapping.clock import wake
-from mapping.models import ApiKey, ContactPoint, Device, MappingEntry, Member
+from mapping.models import ApiKey, ContactPoint, Device, Installation, MappingEntry, Member
 from mapping.visibility import Role, Status
 
 WINDOW: Final = 1000
@@ -83,6 +83,7 @@ def forget(member: Member, now: datetime) -> Counter[str]:
     gone["addresses"] = len(ids)
     gone["messages"] = _messages(member, list(ids), erased)
     gone["texts"] = _texts(erased)
+    Installation.objects.update(erasures=F("erasures") + 1)  # after the snapshots: whoever reads one from now on reads the new text
     gone["in flight"] = Delivery.objects.filter(member=member, state=Delivery.State.SENDING).count()
     wake("drain")
     return +gone

@@ -158,7 +158,7 @@ def thaw(snapshot: RuleSnapshot) -> Frozen:
     return Frozen(snapshot.id, snapshot.rule_id, snapshot.body, _timing(json.dumps(timed, sort_keys=True)))
 
 
-# A snapshot never changes, so one that was read stays good for the life of the process. Keyed by hash and by id.
+# A snapshot changes only when a person is erased (see `as_of`), so one that was read stays good. Keyed by hash and by id.
 _known: dict[str, Frozen] = {}
 _by_id: dict[int, Frozen] = {}
 
@@ -193,10 +193,21 @@ def _remember(digest: str, snapshot: Frozen) -> None:
 
 
 def forget() -> None:
-    """Drop what this process remembers (a test's transaction was rolled back)."""
+    """Drop what this process remembers (a transaction was rolled back)."""
     _known.clear()
     _by_id.clear()
     _ready.clear()
+
+
+def as_of(erasures: int | None) -> None:
+    """Drop what this process remembers if people were erased since: `erasures` is Installation's, read just now."""
+    global _erasures
+    if erasures != _erasures:
+        forget()
+        _erasures = erasures
+
+
+_erasures: int | None = None
 
 
 # Bodies are built once a version: (rule id, version) -> Frozen.

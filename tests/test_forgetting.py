@@ -85,6 +85,18 @@ def test_nothing_of_a_person_is_left_and_the_story_stays_readable(played):
     assert not again["contact points"] and not again["addresses"] and not again["texts"], "a second run finds nothing"
 
 
+def test_an_engine_that_knows_the_rule_writes_to_nobody_who_is_erased(world):
+    lee, pat = world.person("Lee"), world.person("Pat", email="pat@example.com")
+    world.rule(layer(lee, emails=["pat@example.com"], max_times=3, notify_step=10))
+    world.alert("again and again")
+    world.expect(("Lee", "app", "triggered"))
+    forgetting.forget(pat, world.now)
+    Channel.objects.create(kind="email", name="mail")  # from now on plain addresses would be written to
+    world.pass_time(minutes=10)
+    world.expect(("Lee", "app", "refire"))
+    assert "pat@example.com" not in everything()
+
+
 def test_what_others_share_stays_theirs(played):
     grace, lee = Member.objects.get(email="grace@example.com"), Member.objects.get(name="Lee")
     ContactPoint.objects.create(member=lee, kind="phone", value=PHONE, verified_at=START)

@@ -24,6 +24,8 @@ class Installation(models.Model):
     retention_days = models.PositiveIntegerField(_("keep closed incidents for days"), default=180)
     # Machine-kept: the latest instant the engine has seen, to notice a clock that went back, and an outage of ours.
     last_pass_at = models.DateTimeField(null=True, blank=True, editable=False)
+    # Machine-kept: how often people were erased; processes that remember what may have named them compare it.
+    erasures = models.PositiveIntegerField(default=0, db_default=0, editable=False)
     # Machine-kept: what `/readyz` and the console raise until somebody answers it.
     alarm = models.TextField(blank=True, editable=False)
     alarm_at = models.DateTimeField(null=True, blank=True, editable=False)
