@@ -6,6 +6,7 @@ claimed goes to a sender that is free, so that nothing lies here after an acknow
 
 The slot's lock says who claims. What is in flight belongs to a holder with a lock file of its own, taken before the first claim: a stint
 that ends gives its slot back at once and finishes under the holder's lock, and whoever finds that lock free knows that its owner is dead.
+While the database is away its recorder outlives the stint, and keeps that lock until what it knows is written.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db import InterfaceError, OperationalError, connection
 
-from channels_app import compose, outbox, resident
+from channels_app import compose, outbox, policy, resident
 from channels_app.book import Book
 from channels_app.compose import Claimed, Result
 from channels_app.http import DeliveryError, deadline
@@ -88,6 +89,7 @@ class Drain:
         self.troubles: dict[int, str] = {}  # the last failure of a question, by channel: said once in the log
         self.guard = threading.Lock()  # of the counts below
         self.sending = 0
+        self.out: dict[tuple[int, int], float] = {}  # (delivery, attempt) whose outcome nobody knows yet: when it was claimed (monotonic)
         self.by_channel: Counter[int] = Counter()
         self.by_address: Counter[int] = Counter()
         self.takes: dict[int, int] = {}  # by address: how many requests at once
@@ -95,6 +97,7 @@ class Drain:
         self.hungry = False  # something was left because a sender, a channel or an address was busy: the next that ends makes us look
         self.workers = 0
         self.recorder: threading.Thread | None = None
+        self.closing = self.recorded = False  # whether the shell, and whether the recorder, has nothing to do any more
         self.offset = (LONG_AGO, 0.0)  # the database's clock at an instant of our monotonic one
         self.next_chores = self.next_polls = self.next_fallbacks = self.last_claim = 0.0
 
@@ -149,7 +152,8 @@ class Drain:
         return LOCKED  # somebody else works on what is due, or it was told to wait: the next look knows until when
 
     def finish(self, left: Callable[[], float]) -> None:
-        """Waits for what is in flight, as long as `left()` says; what is still out then becomes unknown, and others send it again."""
+        """Waits for what is in flight, as long as `left()` says; what is still out then becomes unknown, and others send it again. What is known
+        and waits for the database stays with the recorder."""
         while self._open() and left() > 0:
             time.sleep(0.01)
         for _worker in range(self.workers):
@@ -157,13 +161,23 @@ class Drain:
         self.results.put(None)
         if self.recorder is not None:
             self.recorder.join(max(0.2, left()))
-        if self._open():
-            outbox.take_over(self.holder, self.clock())
+        with self.guard:
+            out = [pk for pk, _attempt in self.out]
+        if out:
+            outbox.take_over(self.holder, self.clock(), only=out)
         # A chat takes one message at a time: what waited for ours there is for others to send now.
         wake("drain")
 
     def close(self) -> None:
-        """Gives up the holder's lock; its file goes only with nothing in flight, since others tell the dead by it."""
+        """Gives up the holder's lock; where the recorder still holds results that the database did not take, it does so when it has written them."""
+        with self.guard:
+            self.closing = True
+            if self.recorder is not None and not self.recorded:
+                return
+        self._release()
+
+    def _release(self) -> None:
+        """The last one out; the lock's file goes only with nothing in flight, since others tell the dead by it."""
         if self.lock.mine and not self._open():
             with contextlib.suppress(OSError):
                 self.lock.path.unlink()
@@ -190,6 +204,7 @@ class Drain:
         with self.guard:
             self.sending += len(claimed)
             self.unrecorded += len(claimed)
+            self.out |= {(one.id, one.attempt): time.monotonic() for one in claimed}
             self.by_channel.update(one.channel.id for one in claimed)
             self.by_address.update(one.address_id for one in claimed)
             self.takes |= {one.address_id: one.channel.concurrency for one in claimed}
@@ -222,13 +237,28 @@ class Drain:
         return due, late, None if at is None else max(0.001, (at - now).total_seconds())
 
     def _bury(self, now: datetime) -> None:
-        """Takes over from the holders of this node whose lock is free, and from any whose lease ran out."""
+        """Takes over from the holders of this node whose lock is free, from requests of ours that never end, and from nodes that vanished.
+
+        On this node a lease says nothing: who holds his lock lives, and may hold results that wait for the database.
+        """
         ours = f"{node()}."
+        alive = [self.holder]
         for holder in Delivery.objects.filter(state="sending", holder__startswith=ours).values_list("holder", flat=True).distinct():
-            if holder != self.holder and not resident.held(f"{holder}.holder"):
-                outbox.take_over(holder, now)
-                resident.path(f"{holder}.holder").unlink(missing_ok=True)
-        outbox.take_over(None, now)
+            if holder == self.holder:
+                continue
+            if resident.held(f"{holder}.holder"):
+                alive.append(holder)
+                continue
+            outbox.take_over(holder, now)
+            resident.path(f"{holder}.holder").unlink(missing_ok=True)
+        with self.guard:
+            lost = [key for key, since in self.out.items() if time.monotonic() - since > policy.LEASE.total_seconds()]
+        if lost:
+            outbox.take_over(self.holder, now, only=[pk for pk, _attempt in lost])
+            with self.guard:
+                for key in lost:
+                    self.out.pop(key, None)
+        outbox.take_over(None, now, besides=alive)
 
     # ---- sending ----
 
@@ -237,6 +267,7 @@ class Drain:
             result = compose.send(claimed, self.clock())
             with self.guard:
                 self.sending -= 1
+                self.out.pop((claimed.id, claimed.attempt), None)
                 self.by_channel[claimed.channel.id] -= 1
                 self.by_address[claimed.address_id] -= 1
                 if not self.by_address[claimed.address_id]:
@@ -304,6 +335,10 @@ class Drain:
                     self.waker.set()
         finally:
             connection.close()
+            with self.guard:
+                self.recorded, last = True, self.closing
+            if last:
+                self._release()
 
     def _write(self, batch: list[Result]) -> None:
         """Until it is written: a result we forget is a page sent twice."""
@@ -349,6 +384,8 @@ class Drain:
             outbox.record(self.holder, [Result(result.claimed, result.started, result.seconds, said)], self.clock())
         except Exception:
             log.exception("delivery %s: the result cannot be written; its lease will end", result.claimed.id)
+            with self.guard:
+                self.out[result.claimed.id, result.claimed.attempt] = time.monotonic() - result.seconds
 
 
 def _sweep() -> None:

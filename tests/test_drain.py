@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.db import OperationalError, connection
 
 from channels_app import http, outbox, policy, resident, tasks, transport
 from channels_app.http import DeliveryError
@@ -139,8 +139,6 @@ def test_a_stint_that_ends_finishes_what_is_out_while_the_next_one_works(scene, 
 
 
 def test_a_record_waits_for_a_database_that_is_away_and_loses_nothing(scene, monkeypatch):
-    from django.db import OperationalError
-
     failures = iter([OperationalError("gone")] * 3)
     record = outbox.record
 
@@ -155,6 +153,49 @@ def test_a_record_waits_for_a_database_that_is_away_and_loses_nothing(scene, mon
     running.until(sent(1))
     running.end()
     assert len(Provider.got) == 1
+
+
+def test_results_that_wait_for_the_database_outlive_their_stint_and_their_lease(scene, monkeypatch):
+    record, away = outbox.record, threading.Event()
+
+    def flaky(*args: Any) -> int:
+        if not away.is_set():
+            raise OperationalError("gone")
+        return record(*args)
+
+    monkeypatch.setattr(outbox, "record", flaky)
+    monkeypatch.setattr(tasks, "CHORES", 0.01)
+    for topic in range(3):
+        scene.page(outbox.To(scene.channel(f"c{topic}").id, ""), topic=topic)
+    old = Running("drain-0")
+    old.until(lambda: len(Provider.got) == 3 and not old.drain.out)
+    Delivery.objects.update(lease_until=scene.now - timedelta(seconds=1))
+    time.sleep(0.01)  # until it looks for those who died
+    old.drain.tick(db_now())
+    old.end(0.1)
+    old.drain.waker.set()  # it is the recorder's now
+    successor = Running("drain-0")
+    began = time.monotonic()
+    successor.until(lambda: time.monotonic() - began > 0.1)
+    assert Delivery.objects.filter(state="sending").count() == 3
+    away.set()
+    successor.until(sent(3))
+    successor.until(lambda: not old.drain.lock.path.exists() and not resident.held(old.drain.lock.path.name))
+    assert len(Provider.got) == 3 and not Delivery.objects.filter(possible_repeat=True).exists()
+    successor.end()
+
+
+def test_a_request_that_never_ends_is_sent_again_by_who_waits_for_it(scene, hang, monkeypatch):
+    monkeypatch.setattr(tasks, "CHORES", 0.05)
+    monkeypatch.setattr(policy, "LEASE", timedelta(seconds=0.2))
+    scene.plan("a", lambda message: (message.attempt == 1 and hang.wait(8) and None) or transport.Receipt())
+    scene.page(scene.person(scene.channel("a")))
+    running = Running("drain-0")
+    running.until(sent(1))
+    hang.set()
+    running.end()
+    row = Delivery.objects.get()
+    assert (row.state, row.attempts, [line[3] for line in row.log]) == ("sent", 2, ["unknown", "sent"])
 
 
 def test_a_text_the_database_refuses_does_not_stop_the_others(scene, monkeypatch):

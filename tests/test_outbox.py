@@ -512,6 +512,19 @@ def test_our_own_absence_starts_no_fallback(scene):
     assert scene.names() == ["a"] and scene.row().state == "sent"
 
 
+def test_a_node_that_knows_results_has_time_to_write_them_after_the_database_was_away(scene):
+    scene.page(scene.person(scene.channel("a")))
+    outbox.pulse(scene.now)
+    _book, claimed = claim(scene, "elsewhere")
+    known = compose.send(claimed[0], scene.now)
+    scene.now += timedelta(seconds=40)
+    outbox.pulse(scene.now)
+    assert outbox.take_over(None, scene.now) == 0
+    assert outbox.take_over(None, scene.now + timedelta(seconds=6), besides=["elsewhere"]) == 0
+    assert outbox.record("elsewhere", [known], scene.now) == 1
+    assert scene.row().state == "sent" and scene.row().lease_until is None
+
+
 def test_the_clock_set_back_delays_nothing(scene):
     scene.page(scene.person(scene.channel("a"), delay=60))
     scene.now -= timedelta(hours=1)

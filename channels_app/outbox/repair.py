@@ -1,6 +1,7 @@
 """What was interrupted: a drain that died, all of them away for a while, a clock that was set back."""
 
 import logging
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -15,15 +16,19 @@ log = logging.getLogger(__name__)
 
 PULSE: Final = timedelta(seconds=3)
 AWAY: Final = timedelta(seconds=15)  # so long without a drain was an outage of ours
+WRITING: Final = timedelta(seconds=5)  # who waits for the database asks for it once a second
 
 
-def take_over(holder: str | None, now: datetime) -> int:
-    """The messages a dead drain had out become unknown, and are queued again as possible repeats; None: those whose lease has run out.
+def take_over(holder: str | None, now: datetime, *, only: Collection[int] | None = None, besides: Collection[str] = ()) -> int:
+    """The messages a dead drain had out become unknown, and are queued again as possible repeats (`only` these of them); None: those whose lease
+    has run out, but for those of the holders in `besides`, who are known to live.
 
     The attempt that we broke off counts against neither the tries nor the deadline.
     """
-    which = "holder = %(holder)s" if holder is not None else "lease_until < %(now)s"
-    values: dict[str, Any] = {"holder": holder, "now": now, "lease": policy.LEASE}
+    which = "lease_until < %(now)s AND holder <> ALL(%(besides)s)" if holder is None else "holder = %(holder)s"
+    if only is not None:
+        which += " AND id = ANY(%(only)s)"
+    values: dict[str, Any] = {"holder": holder, "now": now, "lease": policy.LEASE, "only": list(only or ()), "besides": list(besides)}
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(f"SELECT DISTINCT address_id FROM channels_app_delivery WHERE state = 'sending' AND {which}", values)
         places = [pk for (pk,) in cursor.fetchall()]
@@ -93,8 +98,9 @@ def turned_back(lost: timedelta, now: datetime) -> None:
 
 
 def pulse(now: datetime) -> None:
-    """Says that a drain works (called about once a second). After a time without any, that time counts against no deadline and no budget,
-    so that fallbacks are not started by our own absence."""
+    """Says that a drain works (called about once a second, before `take_over`). After a time without any, that time counts against no deadline and
+    no budget, so that fallbacks are not started by our own absence; and where it was the database that was away, whoever holds results is given
+    the time to write them before their leases end."""
     seen = Pulse.objects.filter(id=1).values_list("seen_at", flat=True).first()
     if seen is None:
         Pulse.objects.bulk_create([Pulse(id=1, seen_at=now)], ignore_conflicts=True)
@@ -107,11 +113,12 @@ def pulse(now: datetime) -> None:
 
 def _forgive(lost: timedelta, now: datetime) -> None:
     log.warning("no drain was running for %.0f s; deadlines of what waited are moved", lost.total_seconds())
-    values: dict[str, Any] = {"lost": lost, "now": now}
+    values: dict[str, Any] = {"lost": lost, "now": now, "writing": WRITING}
     with connection.cursor() as cursor:
         cursor.execute(
             """UPDATE channels_app_delivery SET deadline_at = deadline_at + LEAST(%(lost)s, %(now)s - created_at),
-                 fallback_at = fallback_at + LEAST(%(lost)s, %(now)s - created_at)
+                 fallback_at = fallback_at + LEAST(%(lost)s, %(now)s - created_at),
+                 lease_until = CASE WHEN state = 'sending' THEN GREATEST(lease_until, %(now)s + %(writing)s) END
                WHERE id IN (SELECT id FROM channels_app_delivery WHERE state IN ('queued', 'sending') ORDER BY id FOR NO KEY UPDATE)""",
             values,
         )
