@@ -10,12 +10,14 @@ from django.contrib.admin.models import LogEntry
 from django.core.management import CommandError, call_command
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone, translation
 
 import flashduty.urls  # noqa: F401  the console is loaded with them
 from channels_app import addresses, limits, transport
 from channels_app.http import DeliveryError
 from channels_app.models import Address, Channel, ChannelHealth, Delivery, Notification
 from flashduty.console import channels, rules, testing
+from flashduty.management.commands import send_test
 from flashduty.models import Classic, Hook, ImApp, ImBot, Play
 from mapping.clock import db_now
 from mapping.models import ContactPoint, Member, Team
@@ -219,6 +221,27 @@ def test_the_shell_tries_a_channel_that_is_not_saved(desk: Desk, bot: DingTalkBo
         kind="dingtalk", name="Ops", settings={"url": bot.hook, "secret": SECRET, "keyword": "alarm"}, allowed_hosts=[bot.host]
     )
     assert shell("Ops", "--now", "--as", "manager@example.com").startswith("Accepted") and channel.pk
+
+
+def test_the_shell_says_what_the_console_says_of_a_message_by_the_outbox(desk: Desk, monkeypatch: pytest.MonkeyPatch):
+    Channel.objects.create(kind="sandbox_app", name="App")
+    now = db_now()
+
+    def told(state: str, reason: str, log: list[Any]):
+        def workers(_command: Any, pk: int, _seconds: float) -> Delivery:
+            Delivery.objects.filter(pk=pk).update(state=state, reason=reason, attempts=1, log=log)
+            return Delivery.objects.get(pk=pk)
+
+        monkeypatch.setattr(send_test.Command, "_result", workers)
+
+    at = timezone.localtime(now).strftime("%H:%M:%S")
+    told("delivered", "", [[1, now.timestamp(), 0.031, "sent", "CA123"], [1, now.timestamp() + 1, 0, "delivered", ""]])
+    with translation.override("zh-hans"):
+        said = shell("App", "--as", "boss@example.com")
+    assert f"\n  1 · {at} · 0.031 s · 已发送 · CA123\n" in said and "[1," not in said
+    told("failed", "refused", [[1, now.timestamp(), 0.031, "failed", "the bot was removed"]])
+    with pytest.raises(CommandError, match=rf"^failed refused\n  1 · {at} · 0.031 s · failed · the bot was removed$"):
+        shell("App", "--as", "boss@example.com")
 
 
 def test_a_text_is_shown_with_sample_data_and_its_length_for_each_kind(desk: Desk):

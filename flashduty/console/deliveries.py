@@ -1,13 +1,11 @@
 """Console pages of what became of messages: each delivery with its attempts, what was to be told, and the addresses where something waits."""
 
-from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from django.contrib import admin, messages
 from django.db import models, transaction
 from django.db.models import OuterRef, Subquery
 from django.http import HttpRequest
-from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
@@ -17,6 +15,7 @@ from channels_app import addresses, outbox
 from channels_app.models import Address, Channel, Delivery, Notification
 from escalation.models import Incident
 from escalation.targets import CANCELLED_BY, in_words
+from flashduty.console import testing
 from flashduty.console.base import MachineAdmin, VisibleRelatedFilter, asking, changeable
 from mapping.clock import db_now
 from mapping.models import Member
@@ -128,20 +127,7 @@ class DeliveryAdmin(MachineAdmin):
 
     @display(description=gettext_lazy("attempts and reports"))
     def attempt_log(self, row: Delivery) -> str:
-        """A line for each attempt, and for what the provider reported afterwards."""
-        names = {str(value): str(label) for value, label in Delivery.State.choices}
-        lines = []
-        for number, started, seconds, result, text in row.log:
-            at = datetime.fromtimestamp(started, UTC)
-            # What took no time was no attempt of ours: somebody told us, or nobody did.
-            took = f"{seconds:.3f} s" if seconds else _("reported")
-            lines.append((at, [str(number), _second(at), took, names.get(str(result), str(result)), in_words(str(text))]))
-        told = {str(entry[3]) for entry in row.log}
-        for state, moment in (("delivered", row.delivered_at), ("answered", row.answered_at)):
-            if moment is not None and state not in told:
-                lines.append((moment, ["", _second(moment), _("reported"), names[state], ""]))
-        words = [" · ".join(filter(None, parts)) for _at, parts in sorted(lines, key=lambda line: line[0])]
-        return format_html('<span style="white-space: pre-wrap">{}</span>', "\n".join(words) or "-")
+        return format_html('<span style="white-space: pre-wrap">{}</span>', "\n".join(testing.attempts(row)) or "-")
 
     def render_change_form(self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         obj = kwargs.get("obj")
@@ -164,10 +150,6 @@ class DeliveryAdmin(MachineAdmin):
         with transaction.atomic():
             done = outbox.cancel(topics, CANCELLED_BY % {"name": request.user}, db_now(), keep_forced=False)
         self.message_user(request, _("Cancelled: %(count)d.") % {"count": done}, messages.SUCCESS if done else messages.WARNING)
-
-
-def _second(moment: datetime) -> str:
-    return timezone.localtime(moment).strftime("%H:%M:%S")
 
 
 def _event_words(notification: Notification) -> str:

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from django import forms
@@ -15,11 +15,13 @@ from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
+from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from channels_app import addresses, outbox, transport, trial
 from channels_app.models import Account, Channel, Delivery
 from channels_app.transport import DeliveryError, Receipt
+from escalation.targets import in_words
 from mapping.clock import db_now
 from mapping.models import ContactPoint, Member, Throttle
 from mapping.visibility import Role
@@ -214,6 +216,25 @@ def send_test(channel: Channel, member: Any) -> int:
         )  # fmt: skip
         (posted,) = outbox.post([notice], now)
         return Delivery.objects.filter(notification=posted).values_list("pk", flat=True).get()
+
+
+def attempts(row: Delivery) -> list[str]:
+    """What became of a delivery: a line for each attempt, and for what the provider reported afterwards, by the viewer's clock."""
+    names = {str(value): str(label) for value, label in Delivery.State.choices}
+    lines = []
+    for number, started, seconds, result, text in row.log:
+        # What took no time was no attempt of ours: somebody told us, or nobody did.
+        took = f"{seconds:.3f} s" if seconds else _("reported")
+        lines.append((datetime.fromtimestamp(started, UTC), str(number), took, names.get(str(result), str(result)), in_words(str(text))))
+    told = {str(entry[3]) for entry in row.log}
+    for state, moment in (("delivered", row.delivered_at), ("answered", row.answered_at)):
+        if moment is not None and state not in told:
+            lines.append((moment, "", _("reported"), names[state], ""))
+    lines.sort(key=lambda line: line[0])
+    return [
+        " · ".join(filter(None, (number, timezone.localtime(at).strftime("%H:%M:%S"), took, result, text)))
+        for at, number, took, result, text in lines
+    ]
 
 
 def _own_target(style: type[transport.Transport], member: Any, now: datetime) -> str:

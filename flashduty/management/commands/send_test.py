@@ -69,7 +69,7 @@ class Command(BaseCommand):
         except ValidationError as error:
             raise CommandError(" ".join(error.messages)) from None
         delivery = self._result(delivery_id, options["wait"])
-        attempts = "".join(f"\n  {line}" for line in delivery.log)
+        attempts = "".join(f"\n  {line}" for line in testing.attempts(delivery))
         if delivery.state in WAITING and not delivery.attempts:
             raise CommandError(
                 _("Nothing has taken the message within %(seconds).0f s. Are the workers running?") % {"seconds": options["wait"]}
