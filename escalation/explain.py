@@ -99,7 +99,8 @@ class Story:
     @property
     def has_unanswered_call(self) -> bool:
         """Whether a call ended without an answer, for which there may be reasons at the phone."""
-        return any(told.is_call and told.state == Delivery.State.FAILED for told in self.told)
+        ended = (Delivery.State.FAILED, Delivery.State.UNKNOWN)
+        return any(told.is_call and told.sent_at is not None and told.state in ended for told in self.told)
 
 
 def explain(incident: Incident, now: datetime, viewer: Member | None = None) -> Story:
@@ -303,7 +304,7 @@ def sentence(entry: TimelineEntry, names: Mapping[tuple[str, Any], str] | None =
             _("Severity: %(from)s, now %(to)s") % {"from": in_words(detail.get("from", "")), "to": in_words(detail.get("to", ""))}
         ),
         "i_outage": lambda: (
-            _("The platform was down from %(from)s to %(to)s (UTC); what was due is done now, and the rest moves by the delay")
+            _("What was due at %(from)s was done only at %(to)s (UTC), after an outage or a delay of the platform; the rest moves with it")
             % {"from": _clock(detail.get("from")), "to": _clock(detail.get("to"))}
         ),
         "i_clock": lambda: _("The database's clock went back; timers were moved along"),

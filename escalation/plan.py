@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 Fire = Literal["fire", "refire"]
 Why = Literal["first", "loop", "escalated", "unreachable", "severity", "wake", "unacknowledged", "manual", "reopen"]
-End = Literal["acknowledged", "closed", "exhausted"]
+End = Literal["acknowledged", "closed", "exhausted", "unreachable"]
 
 LATE = timedelta(seconds=60)
 DELAY = -1  # State.layer while the delay window runs
@@ -146,8 +146,10 @@ class Step:
 
     state: State  # to be stored, whatever else happens
     page: Page | None = None
-    end: End | None = None  # the run is over, and why; "exhausted": nobody answered, tell the catch-all
-    outage: tuple[datetime, datetime] | None = None  # "the platform was down from A to B"
+    end: End | None = (
+        None  # the run is over, and why; tell the catch-all when it is "exhausted" (nobody answered) or "unreachable" (the last layer)
+    )
+    outage: tuple[datetime, datetime] | None = None  # what was due at A is done only now, at B
     woke: bool = False  # the snooze is over: the incident goes back to Triggered
 
 
@@ -210,16 +212,15 @@ def step(rule: Rule, state: State, facts: Facts, now: datetime, late_after: time
         return _paged(rule, after, Page(state.layer, "refire", state.sent, "loop"), outage)
     if what == "leave":
         if state.layer + 1 == len(rule.layers):
-            # The catch-all is against silence; where a forced layer was acknowledged there is none.
-            return Step(replace(state, due=None), end="acknowledged" if facts.progress == "Processing" else "exhausted", outage=outage)
+            return Step(replace(state, due=None), end=_last(facts, "exhausted"), outage=outage)
         return _enter(rule, state.layer + 1, at + moved, "escalated", outage)
     return _enter(rule, max(state.layer, 0), at + moved, state.why, outage, woke)
 
 
-def unreachable(rule: Rule, state: State, now: datetime) -> Step:
-    """The page that this very pass decided on can reach nobody: the next layer starts now, or the rule is exhausted. Call again with the result's state."""
+def unreachable(rule: Rule, state: State, facts: Facts, now: datetime) -> Step:
+    """The page that this very pass decided on can reach nobody: the next layer starts now, or the run is over. Call again with the result's state."""
     if state.layer + 1 >= len(rule.layers):
-        return Step(replace(state, due=None), end="exhausted")
+        return Step(replace(state, due=None), end=_last(facts, "unreachable"))
     return _enter(rule, state.layer + 1, now, "unreachable")
 
 
@@ -229,7 +230,7 @@ def failed_later(rule: Rule, state: State, layer: int, facts: Facts, now: dateti
     if facts.progress == "Processing":
         snoozed = facts.snoozed_until is not None and state.t0 < facts.snoozed_until
         over = over or snoozed or not rule.layers[layer].force_escalate
-    return Step(state) if over else unreachable(rule, state, now)
+    return Step(state) if over else unreachable(rule, state, facts, now)
 
 
 def restart_layer(rule: Rule, state: State, now: datetime, why: Why) -> State:
@@ -274,10 +275,10 @@ def future(
         if done.woke:
             facts = Facts("Triggered")
         while done.page is not None and done.page.layer in unreachable_layers:
-            done = unreachable(rule, done.state, at)
+            done = unreachable(rule, done.state, facts, at)
         if done.page is not None:
             planned.append(Planned(at, done.page.layer, "page", done.page))
-        elif done.end == "exhausted":
+        elif done.end in ("exhausted", "unreachable"):
             planned.append(Planned(at, done.state.layer, "exhausted", None))
         state = done.state
     return planned
@@ -296,6 +297,11 @@ def _next(rule: Rule, state: State) -> tuple[datetime, Literal["first", "loop", 
     if state.sent <= layer.max_times and loop < over:
         return state.t0 + timedelta(seconds=loop), "loop"
     return state.t0 + timedelta(seconds=over), "leave"
+
+
+def _last(facts: Facts, end: End) -> End:
+    """How a run is over whose last layer has been. The catch-all is against silence; where a forced layer was acknowledged there is none."""
+    return "acknowledged" if facts.progress == "Processing" else end
 
 
 def _over(rule: Rule, index: int) -> float:

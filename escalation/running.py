@@ -73,8 +73,8 @@ def advance(lives: list[Live], batch: Batch) -> None:
             if live.step is None:
                 live.step = plan.step(live.follows.timing, live.state, facts_of(live.incident), now)
                 if live.step.outage is not None:
-                    down_from, down_to = live.step.outage
-                    batch.note(live.incident, "i_outage", {"from": int(down_from.timestamp()), "to": int(down_to.timestamp())})
+                    due, done = live.step.outage
+                    batch.note(live.incident, "i_outage", {"from": int(due.timestamp()), "to": int(done.timestamp())})
         again: list[Live] = []
         batch.known.look([live.incident.id for live in turn if live.step and live.step.page])
         for group in _groups([live for live in turn if live.step and live.step.page]).values():
@@ -101,11 +101,12 @@ def advance(lives: list[Live], batch: Batch) -> None:
                 if not audience.to:
                     batch.note(live.incident, "i_layer", {"result": "unreachable", "layer_idx": page.layer, "reason": audience.reason()})
                     assert live.step is not None
-                    live.step = plan.unreachable(live.follows.timing, live.step.state, now)
-                    again.append(live)
+                    live.step = plan.unreachable(live.follows.timing, live.step.state, facts_of(live.incident), now)
+                    if live.step.page is not None:
+                        again.append(live)
                     continue
                 _page_now(live, page, audience, batch, by_mail=by_mail)
-        ended: list[Incident] = []
+        silent: dict[str, list[Incident]] = defaultdict(list)
         for live in turn:
             if live in again:
                 continue
@@ -114,12 +115,20 @@ def advance(lives: list[Live], batch: Batch) -> None:
             batch.saved[id(live)] = live
             if live.step.end is not None:
                 live.end = _end_reason(live)
-                if live.step.end == "exhausted" and live.run.kind == Run.Kind.CATCH_ALL:
-                    batch.alarms.append(_("Incident #%(num)s: nobody answered, the catch-all included.") % {"num": live.incident.num})
-                elif live.step.end == "exhausted" and (live.run.kind == Run.Kind.RULE or not live.step.state.sent):
-                    ended.append(live.incident)
-        again = [live for live in again if not _gave_up(live, ended, batch)]
-        turn = again + catch_all(ended, gettext_noop("the last layer has passed without an answer"), batch)
+                if live.step.end == "unreachable":
+                    if live.run.kind == Run.Kind.CATCH_ALL:
+                        text = _("Incident #%(num)s could not be told to anybody, the catch-all included.")
+                        batch.alarms.append(text % {"num": live.incident.num})
+                    elif live.run.kind == Run.Kind.ASSIGN:
+                        silent[gettext_noop("the people it was assigned to could not be reached")].append(live.incident)
+                    else:
+                        silent[gettext_noop("the last layer could reach nobody")].append(live.incident)
+                elif live.step.end == "exhausted":
+                    if live.run.kind == Run.Kind.CATCH_ALL:
+                        batch.alarms.append(_("Incident #%(num)s: nobody answered, the catch-all included.") % {"num": live.incident.num})
+                    elif live.run.kind == Run.Kind.RULE:  # assigned directly: nobody comes after them
+                        silent[gettext_noop("the last layer has passed without an answer")].append(live.incident)
+        turn = again + [live for why, incidents in silent.items() for live in catch_all(incidents, why, batch)]
 
 
 def _reaches(live: Live, layer: int, now: datetime) -> bool:
@@ -138,20 +147,6 @@ def _number(lives: Sequence[Live], drawn: list[int]) -> None:
             drawn += [pk for (pk,) in cursor.fetchall()]
     for live in lives:
         live.run.id = drawn.pop(0)
-
-
-def _gave_up(live: Live, ended: list[Incident], batch: Batch) -> bool:
-    """Whether a run whose layer reaches nobody has no next layer either."""
-    assert live.step is not None
-    if live.step.page is not None:
-        return False
-    live.state, live.end = live.step.state, gettext_noop("nobody could be reached")
-    batch.saved[id(live)] = live
-    if live.run.kind == Run.Kind.CATCH_ALL:
-        batch.alarms.append(_("Incident #%(num)s could not be told to anybody, the catch-all included.") % {"num": live.incident.num})
-    else:
-        ended.append(live.incident)
-    return True
 
 
 def catch_all(incidents: Sequence[Incident], why: str, batch: Batch) -> list[Live]:
@@ -242,6 +237,8 @@ def _page_now(live: Live, page: plan.Page, audience: targets.Audience, batch: Ba
 
 def _end_reason(live: Live) -> str:
     assert live.step is not None
+    if live.step.end == "unreachable":
+        return gettext_noop("nobody could be reached")
     if live.step.end == "exhausted":
         assigned = live.run.kind == Run.Kind.ASSIGN
         return gettext_noop("assigned directly: no further escalation") if assigned else gettext_noop("the last layer has passed")

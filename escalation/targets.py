@@ -21,6 +21,8 @@ from mapping.models import ContactPoint, MappingEntry, Member
 
 # Stored reasons that name something.
 NOT_ENABLED = gettext_noop("channel %(name)s is not enabled")
+NOT_THIS_SEVERITY = gettext_noop("channel %(name)s does not take this severity")
+NOT_THIS_EVENT = gettext_noop("channel %(name)s does not take this kind of message")
 CANCELLED_BY = gettext_noop("cancelled by %(name)s")
 
 
@@ -84,7 +86,7 @@ def in_words(reason: str) -> str:
     """A stored reason (English, of this module, the engine or the outbox) in the language that is active; what a provider said stays as it is."""
 
     def one(part: str) -> str:
-        for pattern in (NOT_ENABLED, CANCELLED_BY, addresses.QUIET):
+        for pattern in (NOT_ENABLED, NOT_THIS_SEVERITY, NOT_THIS_EVENT, CANCELLED_BY, addresses.QUIET):
             before, after = pattern.split("%(name)s")
             if part.startswith(before) and part.endswith(after):
                 return _(pattern) % {"name": part.removeprefix(before).removesuffix(after)}
@@ -129,7 +131,10 @@ def resolve(layer: Mapping[str, Any], *, severity: str, event: str, told: Sequen
         missing.append(Missing(gettext_noop("nobody told before has a supervisor who is active")))
     mail, refused = _emails(layer["emails"], now)
     groups, gone = _groups(layer["channels"], members, severity, event)
-    return Audience(tuple(to) + mail + groups, tuple(members), (*missing, *refused, *gone))
+    told_now = (*to, *mail, *groups)
+    # What groups do not want by their own choice is missed only where nobody else hears of it.
+    unwanted = () if told_now else _unwanted(layer["channels"], severity, event)
+    return Audience(told_now, tuple(members), (*missing, *refused, *gone, *unwanted))
 
 
 def _emails(emails: Sequence[str], now: datetime) -> tuple[tuple[outbox.To, ...], tuple[Missing, ...]]:
@@ -175,6 +180,20 @@ def _groups(
         mentions = _mentions(use, channel, members)
         to += [outbox.To(channel_id=channel.id, target=target, mentions=mentions) for target in json.loads(channel.targets) or [""]]
     return tuple(to), tuple(missing)
+
+
+def _unwanted(uses: Sequence[Mapping[str, Any]], severity: str, event: str) -> tuple[Missing, ...]:
+    """The groups that chose not to hear of this, and which of their choices it was."""
+    uses = [use for use in uses if not wants(use, severity, event)]
+    names = dict(Channel.objects.filter(id__in=[use["channel"] for use in uses]).values_list("id", "name")) if uses else {}
+    return tuple(
+        Missing(
+            (NOT_THIS_SEVERITY if use["severities"] and severity not in use["severities"] else NOT_THIS_EVENT)
+            % {"name": names.get(use["channel"], use["channel"])},
+            channel=use["channel"],
+        )
+        for use in uses
+    )
 
 
 def _mentions(use: Mapping[str, Any], channel: _Group, members: Sequence[int]) -> tuple[str, ...]:

@@ -198,6 +198,43 @@ def test_a_group_that_wants_no_loops_is_not_a_layer_that_reaches_nobody(world):
     world.ack()
 
 
+def test_a_last_layer_that_reaches_nobody_is_no_alarm_where_somebody_has_answered(world):
+    lee, boss = world.person("Lee"), world.person("Boss")
+    world.workspace.catch_all_members.add(boss)
+    world.rule(layer(lee, force_escalate=True, escalate_window=5), layer(supervisors=True))
+    world.alert("answered")
+    world.ack(actor=lee)
+    world.fresh()
+    world.pass_time(hours=1)
+    world.silence()
+    assert not TimelineEntry.objects.filter(detail__result__in=["catch_all", "nobody"]).exists() and not Installation.get().alarm
+    assert Run.objects.get().end_reason == "acknowledged"
+
+
+def test_the_catch_all_hears_whether_nobody_answered_or_nobody_could_be_reached(world):
+    lee, boss = world.person("Lee"), world.person("Boss")
+    world.workspace.catch_all_members.add(boss)
+    world.rule(layer(lee, escalate_window=5), layer(supervisors=True))
+    world.alert("why me")
+    world.pass_time(minutes=5)
+    world.expect(("Lee", "app", "triggered"), ("Boss", "app", "triggered"))
+    assert TimelineEntry.objects.get(detail__result="catch_all").detail["reason"] == "the last layer could reach nobody"
+    world.ack()
+
+
+def test_a_layer_whose_groups_take_none_of_it_is_not_said_to_name_nobody(world):
+    boss = world.person("Boss")
+    quiet, late = (world.group("#info"), {"severities": ["Info"]}), (world.group("#late"), {"events": ["closed"]})
+    world.rule(layer(groups=[quiet, late]), layer(boss, groups=[quiet]))
+    world.alert("not for us")
+    world.expect(("Boss", "app", "escalated"), at=0)
+    said = [line.text for line in explain.explain(world.incident(), world.now).happened if line.kind == "i_layer"]
+    assert said == [
+        "Layer 1 could reach nobody: channel #info does not take this severity; channel #late does not take this kind of message"
+    ]
+    world.ack()
+
+
 def test_supervisors_behind_a_layer_of_groups_are_those_of_whoever_was_told_before_it(world):
     boss = world.person("Boss")
     lee = world.person("Lee", supervisor=boss)
