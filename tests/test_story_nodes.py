@@ -10,12 +10,14 @@ import pytest
 from django.db import connection, transaction
 from django.test import Client
 
-from channels_app import outbox
+from channels_app import outbox, policy
 from channels_app.book import Book
 from channels_app.models import Channel, Delivery
 from escalation import engine, intake, lifecycle
 from escalation.models import Event, Incident, Run, TimelineEntry
-from tests.fakes.server import Server
+from mapping.clock import db_now
+from tests.fakes.server import Reply, Seen, Server
+from tests.test_drain import Running
 from tests.world import START, World, layer
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -250,3 +252,83 @@ def test_an_alarm_of_the_engine_and_one_of_the_drain_do_not_wait_for_each_other(
     engine.run_once(stage.now)
     other.join(10)
     assert not failures
+
+
+# ---- the database restarts while a provider holds a request ----
+
+
+class Slow(Server):
+    """A provider that holds one request, the first or a later one, until it is let go; `at` is the story's clock when each came."""
+
+    def __init__(self, stage: World, holds: int = 1) -> None:
+        super().__init__(self._take)
+        self.stage, self.holds, self.at = stage, holds, []
+        self.held, self.let_go = threading.Event(), threading.Event()
+
+    def _take(self, seen: Seen) -> Reply:
+        self.at.append(self.stage.now)
+        if len(self.seen) == self.holds:
+            self.held.set()
+            assert self.let_go.wait(10)
+        return Reply(200)
+
+
+def restart_the_database() -> None:
+    """Every session of everybody ends, as with a failover or a restart; new ones are taken at once."""
+    connection.close()
+    other = connection.copy()
+    try:
+        with other.cursor() as cursor:
+            cursor.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            assert cursor.rowcount >= 1
+    finally:
+        other.close()
+
+
+def told(server: Server) -> list[tuple[str, int, bool]]:
+    return [(body["event"], body["attempt"], body["possible_repeat"]) for body in (seen.json() for seen in server.seen)]
+
+
+def test_the_database_restarts_in_mid_flight_and_the_drain_records_what_it_knows(stage, settings, tmp_path):
+    settings.RUN_DIR = tmp_path
+    stage.now = db_now()
+    with Slow(stage, holds=2) as sink:
+        stage.rule(layer(groups=[hook(sink)], notify_step=1, max_times=1))
+        running = Running("drain-0")
+        for number, title in enumerate(("recorded before", "mid-flight")):
+            stage.alert(title, settle=False)
+            intake.run_once(stage.now)
+            engine.run_once(stage.now)
+            running.until(sink.held.is_set if number else lambda: Delivery.objects.filter(state="sent").exists())
+        restart_the_database()  # the recorder's session, too
+        sink.let_go.set()
+        running.until(lambda: Delivery.objects.filter(state="sent").count() == 2)
+        running.end()
+        assert told(sink) == [("triggered", 1, False)] * 2  # nothing was asked for twice
+        began = stage.now
+        stage.pass_time(minutes=1)
+        assert told(sink)[2:] == [("refire", 1, False)] * 2 and set(sink.at[2:]) == {began + timedelta(minutes=1)}
+        assert set(Delivery.objects.values_list("state", "attempts")) == {("sent", 1)}
+
+
+def test_the_database_restarts_in_mid_flight_and_a_node_that_dies_of_it_leaves_a_labelled_repeat(stage):
+    with Slow(stage) as sink:
+        stage.rule(layer(groups=[hook(sink)], notify_step=2, max_times=1))
+        stage.alert("mid-flight", settle=False)
+        failures: list[BaseException] = []
+        worker = threading.Thread(target=node, args=(stage.now, threading.Barrier(1), failures))
+        worker.start()
+        assert sink.held.wait(10)
+        restart_the_database()
+        sink.let_go.set()
+        worker.join(10)
+        assert failures and Delivery.objects.get().state == "sending"  # it knew, and could not write it down
+        stage.settle()
+        assert len(sink.seen) == 1  # whoever sent it may be alive
+        stage.pass_time(seconds=policy.LEASE.total_seconds() + 1)
+        assert told(sink) == [("triggered", 1, False), ("triggered", 2, True)]
+        stage.pass_time(minutes=2)
+        assert told(sink)[2:] == [("refire", 1, False)] and sink.at[2] - START == timedelta(minutes=2)
+        assert set(Delivery.objects.values_list("state", "attempts")) == {("sent", 1), ("sent", 2)}
