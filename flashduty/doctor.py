@@ -14,18 +14,19 @@ from urllib.parse import urlsplit
 
 from django.apps import apps
 from django.conf import settings
+from django.core.exceptions import ValidationError
 from django.db.models import TextField
 from django.db.models.functions import Cast
-from django.utils.translation import get_language, ngettext, pgettext
 from django.utils.translation import gettext as _
+from django.utils.translation import ngettext, pgettext
 
 from channels_app import addresses, policy, transport
 from channels_app import numbers as numbers_of
 from channels_app.models import Channel, ChannelHealth
 from flashduty import mail_domain
-from mapping import voice_regions
 from mapping.crypto import EncryptedJSONField, EncryptedTextField, decrypt
 from mapping.models import ContactPoint, Installation, Member
+from mapping.models.contact_point import check_region
 from mapping.visibility import Role
 
 Level = Literal["error", "warning"]
@@ -223,18 +224,18 @@ def catch_all(_now: datetime) -> Iterator[Finding]:
 
 
 def regions(_now: datetime) -> Iterator[Finding]:
-    """Phones that cannot be called: saved before the table said so, or written past the form."""
+    """Phones that the form would refuse: saved before the table said so, or written past it."""
     for value, name in (
         ContactPoint.objects.filter(kind="phone", member__is_active=True)
         .order_by("member__name", "id")
         .values_list("value", "member__name")
     ):
-        region = voice_regions.find(value)
-        if region is None or not region.called:
-            where = region.name(get_language() or "en") if region else _("no known region")
+        try:
+            check_region(value)
+        except ValidationError as refused:
             yield Finding(
                 "error",
-                _("%(person)s has a phone that cannot be called: %(region)s.") % {"person": name, "region": where},
+                _("%(person)s has a phone that is not called. %(why)s") % {"person": name, "why": " ".join(refused.messages)},
                 _("Ask them for a number of another region, or for another way such as an IM account."),
             )
 

@@ -110,9 +110,13 @@ def test_many_names_are_counted(sound):
 def test_a_phone_that_cannot_be_called(sound):
     ContactPoint.objects.create(member=sound, kind="phone", value="+5351234567")
     ContactPoint.objects.create(member=sound, kind="phone", value="+80012345678")
-    cuba, nowhere = found(doctor.regions)
-    assert "Cuba" in cuba and "Lee" in cuba and "+5351234567" not in cuba
-    assert "no known region" in nowhere
+    ContactPoint.objects.create(member=sound, kind="phone", value="+442079460000")
+    ContactPoint.objects.create(member=sound, kind="phone", value="+19002345678")  # a premium-rate number
+    Installation.objects.update(support_contact="the duty desk")
+    cuba, nowhere, dear = found(doctor.regions)
+    assert "Numbers in Cuba (+53) cannot be called" in cuba and "Lee" in cuba and "+5351234567" not in cuba
+    assert "belongs to no region" in nowhere and all("contact the duty desk" in text for text in (cuba, nowhere))
+    assert "premium-rate" in dear
 
 
 def test_a_channel_that_failed_again_and_again(sound):
