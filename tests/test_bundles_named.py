@@ -3,6 +3,7 @@
 An incident that a transport cut away would be recorded as told."""
 
 import json
+import urllib.parse
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.fakes.message import page
 from tests.test_transport_contract import HTTP_KINDS, test_of
 
 # Calls say how many there are, templates of a vendor's too, and a webhook's body is JSON without a limit.
-KINDS = [kind for kind in HTTP_KINDS if kind.rpartition("_")[0] not in ("aliyun", "tencent") and kind not in ("webhook", "apprise", "twilio_voice", "vonage_voice")]  # fmt: skip
+KINDS = [kind for kind in HTTP_KINDS if kind.rpartition("_")[0] not in ("aliyun", "tencent") and kind not in ("webhook", "twilio_voice", "vonage_voice")]  # fmt: skip
 TITLES = ["Database is down", "\\" * 90, '"<&>' * 20, "🔥" * 90, "数据库" * 30]
 MANY = {
     "nobody": (),
@@ -30,6 +31,7 @@ class Door(Http):
     """Keeps what would leave."""
 
     def request(self, method: str, url: str, **wanted: Any) -> Any:
+        self.url = url
         self.left = wanted.get("json") if wanted.get("json") is not None else wanted.get("data")
         raise DeliveryError("kept", permanent=True)
 
@@ -64,10 +66,32 @@ def test_every_incident_that_a_message_carries_is_named_in_it(kind, calls):
         named, message = bundled(channel, title, ("en", "zh-hans")[number % 2], MANY[calls])
         with pytest.raises(DeliveryError, match="kept"):
             channel.send(message, getattr(stage, "ADDRESS", ""))
-        said = door.left if isinstance(door.left, str) else json.dumps(door.left, ensure_ascii=False)
+        said = door.left.decode() if isinstance(door.left, bytes) else door.left
+        said = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
         missing = [num for num in named if num not in said]
         assert not missing, f"{len(missing)} of {len(named)} with {title[:10]!r}"
         assert len(named) > 1 or channel.family == "sms"
+
+
+@pytest.mark.parametrize("title", TITLES)
+@pytest.mark.parametrize(
+    ("url", "some"),
+    [
+        ("clicksend://user:0123456789abcdef@+15551231234", False),  # 160 characters, the title among them
+        ("groupme://0123456789abcdef0123456789", True),  # 1,000
+        ("join://" + "a" * 32 + "/group.all", True),  # 1,000 and a title
+        ("kodi://example.com", False),  # two lines
+    ],
+)
+def test_a_service_of_apprises_is_given_no_more_than_it_takes(url, some, title):
+    door = Door()
+    channel = transport.get("apprise")({"url": url}, door)
+    named, message = bundled(channel, title, "en", ())
+    with pytest.raises(DeliveryError, match="kept"):
+        channel.send(message, "")
+    said = urllib.parse.unquote_plus(f"{door.url} {door.left}")
+    assert len(named) == 1 or all(num in said for num in named)
+    assert len(named) > 1 or not some or title != TITLES[0]
 
 
 def bundled(channel: transport.Transport, title: str, language: str, calls: tuple[str, ...]) -> tuple[list[str], transport.Message]:

@@ -66,6 +66,7 @@ def _library() -> SimpleNamespace:
 
 
 _TAIL = 40  # characters for “… shortened” and its line
+_TITLE = 36  # characters for our title and its markup, where a service has it in the body
 
 
 class Settings(transport.Settings):
@@ -104,6 +105,13 @@ class AppriseUrl(Transport):
     def __init__(self, settings: Mapping[str, Any], http: transport.Http, callback_url: str = "") -> None:
         super().__init__(settings, http, callback_url)
         http.hide(_pieces(str(settings["url"])))
+        try:
+            self._takes: _Takes | None = _Takes.by(_opened(str(settings["url"])))
+        except DeliveryError:
+            self._takes = None  # `send` says why
+
+    def holds(self, text: str) -> bool:
+        return self._takes is None or self._takes.whole(text)
 
     def send(self, message: Message, address: str) -> Receipt:
         lib = _library()
@@ -114,17 +122,17 @@ class AppriseUrl(Transport):
                 # What grows over the service's length when it is escaped comes as a second message.
                 plugin.overflow_mode = lib.OverflowMode.SPLIT
             name = str(plugin.service_name)
-            target = plugin.resolve_format(lib.NotifyFormat.TEXT)
-            text, detail = shortened(message, int(plugin.body_maxlen))
+            takes = _Takes.by(plugin)
+            text, detail = shortened(message, takes.chars)
             try:
                 taken = plugin.notify(
-                    body=lib.convert_between(lib.NotifyFormat.TEXT, target, text),
+                    body=takes.written(text),
                     # No title of others' words: services read titles with their own markup.
                     title=f"#{message.num} {message.severity}".strip("# ") if message.num else "Flashduty",
                     notify_type=lib.NotifyType.SUCCESS
                     if message.event == "closed"
                     else lib.types.get(message.severity, lib.NotifyType.INFO),
-                    body_format=target,
+                    body_format=takes.format,
                 )
             except Exception as error:
                 # A plugin is foreign code: what it dies of is one kind of error here.
@@ -164,6 +172,31 @@ class AppriseUrl(Transport):
             permanent=False,
             left=not last.body.lstrip().startswith(b"{"),  # a JSON object that the plugin understood as a refusal is an answer
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Takes:
+    """What a service takes as the text of one message; 0: as much as there is."""
+
+    chars: int
+    lines: int
+    format: Any
+
+    @classmethod
+    def by(cls, plugin: Any) -> "_Takes":
+        inside = plugin.title_maxlen <= 0 or plugin.overflow_amalgamate_title
+        chars, lines = int(plugin.body_maxlen), int(plugin.body_max_line_count)
+        if inside:
+            chars, lines = chars and max(chars - _TITLE, 1), lines and max(lines - 1, 1)
+        return cls(chars, lines, plugin.resolve_format(_library().NotifyFormat.TEXT))
+
+    def written(self, text: str) -> str:
+        """`text` as the service reads it: HTML and Markdown make it longer."""
+        return str(_library().convert_between(_library().NotifyFormat.TEXT, self.format, text))
+
+    def whole(self, text: str) -> bool:
+        body = self.written(text)
+        return (not self.chars or len(body) <= self.chars) and (not self.lines or body.count("\n") < self.lines)
 
 
 def shortened(message: Message, size: int) -> tuple[str, str]:
