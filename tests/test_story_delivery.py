@@ -15,7 +15,7 @@ from tests.fakes.google_chat import ChatSpace
 from tests.fakes.server import Reply, Server
 from tests.fakes.smtp import Mailbox
 from tests.fakes.telegram import TOKEN, Chat, TelegramApi
-from tests.world import layer
+from tests.world import START, layer
 
 pytestmark = pytest.mark.django_db
 
@@ -342,3 +342,32 @@ def test_feishu_calls_the_people_of_the_layer_by_the_mapping_table(world, bot, m
     world.ack()
     texts = ["".join(element["text"]["content"] for element in card["elements"] if element["tag"] == "div") for card in bot.said]
     assert [re.findall(r"<at id=(\w+)>", text) for text in texts] == ([["ou_lee"], ["ou_boss"], []] if mention else [[], [], []])
+
+
+def test_a_bot_that_is_silenced_for_ten_minutes_delays_nobody_and_is_used_again_afterwards(world):
+    class Bot(DingTalkBot):
+        now = property(lambda self: world.now.timestamp(), lambda self, value: None)
+
+    def heard(server: Server) -> list[tuple[str, float]]:
+        return [(seen.json()["event"], at) for seen, at in zip(server.seen, server.at, strict=True)]
+
+    with Bot(keywords=("#",)) as bot, Server() as spare:
+        spare.at = []
+        spare.answer = lambda seen: spare.at.append((world.now - START).total_seconds()) or Reply(200)
+        group = Channel.objects.create(
+            kind="dingtalk", name="#oncall", settings={"url": bot.hook, "keyword": "#"}, allowed_hosts=[bot.host],
+            fallback_channel=webhook(spare, "spare"),
+        )  # fmt: skip
+        world.rule(layer(groups=[group], notify_step=4, max_times=4, escalate_window=30))
+        bot.blocks.append(bot.now)  # another program that writes to this bot was too fast
+        world.alert("db down")
+        assert heard(spare) == [("triggered", 0)] and not bot.said
+        world.pass_time(minutes=9, seconds=59)
+        assert heard(spare) == [("triggered", 0), ("refire", 240), ("refire", 480)]  # the loops, too, on time
+        assert len(bot.seen) == 1 and not bot.said  # whoever asks again meanwhile is silenced anew
+        world.pass_time(minutes=10)
+        assert [at - START.timestamp() for at in bot.taken_at] == [600, 720, 960]  # one word of what it missed, then the loops themselves
+        assert all("db down" in bot.words(said) for said in bot.said) and len(bot.seen) == 4 and len(spare.seen) == 3
+        missed = Delivery.objects.filter(channel=group, state="cancelled")
+        assert {row.reason for row in missed} == {"a later page about the same takes its place"} and missed.count() == 2
+        world.ack()
