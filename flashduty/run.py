@@ -424,13 +424,16 @@ def demo_environment(command: list[str]) -> dict[str, str]:
 
 
 def write_private(path: pathlib.Path, content: dict) -> None:
-    """JSON that only its owner can read, by rename: a reader sees the old file or the new one."""
+    """JSON that only its owner can read, by rename: a reader sees the old file or the new one. Wrong when that cannot be."""
     fresh = path.with_name(path.name + ".new")
-    fresh.unlink(missing_ok=True)
-    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
-        json.dump(content, f, indent=2, ensure_ascii=False)
-        f.write("\n")
-    fresh.replace(path)
+    try:
+        fresh.unlink(missing_ok=True)
+        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
+            json.dump(content, f, indent=2, ensure_ascii=False)
+            f.write("\n")
+        fresh.replace(path)
+    except OSError as e:
+        raise Wrong(f"{path} cannot be written: {e.strerror}.") from None
 
 
 def remove(data: pathlib.Path) -> None:

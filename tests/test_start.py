@@ -1,5 +1,6 @@
 """What `make run` says where it cannot start: one sentence, and an exit code that is not 0."""
 
+import fcntl
 import os
 import pathlib
 import socket
@@ -7,10 +8,12 @@ import subprocess
 import sys
 import time
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 
-from flashduty import run
+from flashduty import postgres, run
 
 TREE = pathlib.Path(__file__).resolve().parent.parent
 
@@ -25,6 +28,75 @@ def test_a_python_that_cannot_make_a_virtualenv_says_what_to_install(tmp_path, m
     assert done.returncode == 1 and not (tmp_path / "made").exists()
     said = done.stderr.strip().splitlines()
     assert len(said) == 1 and f"comes without {module}" in said[0] and "apt-get install python3." in said[0]
+
+
+def refused(data, **variables):
+    """The one sentence with which `make run` ends there."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "flashduty.run", "127.0.0.1", variables.pop("PORT", port), str(data)]
+    done = subprocess.run(
+        command, cwd=TREE, capture_output=True, text=True, check=False, timeout=60, env={"PATH": os.environ["PATH"], "HOME": str(TREE)} | variables
+    )  # fmt: skip
+    progress = "".join(line for line in done.stdout.splitlines(True) if "| starting, " not in line)  # on a slow machine
+    assert done.returncode == 1 and not progress, done
+    (said,) = done.stderr.splitlines()
+    assert said.endswith(".") and "hunter2" not in said
+    return said
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"DATABASE_URL": "mysql://me:hunter2@db/mine"}, "DATABASE_URL must look like"),
+        ({"DATABASE_URL": "postgresql://me:hunter2@db:port/mine"}, "DATABASE_URL must look like"),
+        ({"DEMO_WEBHOOK": "ftp://me:hunter2@files/"}, "DEMO_WEBHOOK must look like"),
+        ({"DEMO_WEBHOOK": "127.0.0.1:9000"}, "DEMO_WEBHOOK must look like"),
+        ({"DEMO_SMTP": "::1:25"}, "DEMO_SMTP must look like"),
+        ({"DEMO_SMTP": "127.0.0.1:99999"}, "DEMO_SMTP must look like"),
+        ({"PORT": "80x"}, "PORT=80x is not a port number"),
+    ],
+)
+def test_a_variable_that_cannot_be_is_refused_in_one_sentence(tmp_path, variables, said):
+    assert refused(tmp_path / "data", **variables).startswith(said)
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_data_folder_that_cannot_be_used_is_refused_in_one_sentence(tmp_path):
+    nowhere = {"DATABASE_URL": "postgresql://me:hunter2@127.0.0.1:1/mine"}  # of these none gets as far as asking it
+    (tmp_path / "file").write_text("")
+    assert refused(tmp_path / "file" / "data", **nowhere) == f"The data folder {tmp_path}/file/data cannot be written: Not a directory."
+    with open(tmp_path / "run.lock", "w") as held:
+        held.write("4711\n")
+        held.flush()
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert refused(tmp_path, **nowhere).startswith(f"Another `make run` (process 4711) uses {tmp_path}: stop it or")
+    (tmp_path / "secrets.json").write_text('{"secret_key": "hunter2"')
+    assert refused(tmp_path, **nowhere).startswith(f"{tmp_path}/secrets.json cannot be read; without its keys the database")
+    (tmp_path / "secrets.json").unlink()
+    (tmp_path / "secrets.json.new").mkdir()
+    assert refused(tmp_path, **nowhere) == f"{tmp_path}/secrets.json cannot be written: Is a directory."
+
+
+@pytest.mark.slow
+def test_a_database_that_cannot_be_used_is_refused_in_one_sentence(tmp_path):
+    data = tmp_path / "data"
+    said = refused(data, DATABASE_URL="postgresql://me:hunter2@127.0.0.1:1/mine")
+    assert said.startswith("DATABASE_URL cannot be used: ") and "efused" in said
+    server = postgres.start(tmp_path / "server", lambda line: None, fsync=False)
+    try:
+        with psycopg.connect(server.url, autocommit=True) as boss:
+            boss.execute("CREATE ROLE guest LOGIN PASSWORD 'hunter2'")
+            boss.execute("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+            hba = pathlib.Path(boss.execute("SHOW hba_file").fetchone()[0])
+            hba.write_text("local all guest scram-sha-256\n" + hba.read_text())
+            boss.execute("SELECT pg_reload_conf()")
+        as_guest = server.url.replace(urlsplit(server.url).netloc, "guest:%s@")
+        assert "assword authentication failed" in refused(data, DATABASE_URL=as_guest % "hunter2-no")
+        assert "guest may not create tables" in refused(data, DATABASE_URL=as_guest % "hunter2")
+        assert "LATIN1, and Flashduty needs UTF8" in refused(data, DATABASE_URL=server.url.replace(f"/{postgres.DATABASE}?", "/latin?"))
+    finally:
+        postgres.remove(tmp_path / "server")
 
 
 @pytest.mark.parametrize(
