@@ -26,7 +26,7 @@ from django.utils.translation import gettext_noop
 from psycopg.errors import DeadlockDetected, LockNotAvailable
 
 from channels_app import outbox
-from channels_app.models import Notification
+from channels_app.models import Delivery, Notification
 from channels_app.outbox.statements import planned_once
 from escalation import lifecycle, match, plan, rules
 from escalation.models import Event, Incident, Run, TimelineEntry, Workspace
@@ -562,8 +562,17 @@ def _exhausted(now: datetime, limit: int, only: int | None = None) -> Taken:
     last = _last_runs([topic for _id, topic, _run, _layer in mine if topic is not None], incidents)
     batch, lives, nobody = Batch(now), [], []
     seen: set[int] = set()
-    for _pk, topic, run_id, layer in mine:
+    people = _added([pk for pk, topic, run_id, _layer in mine if topic is not None and run_id is None])
+    for pk, topic, run_id, layer in mine:
         if topic is None:
+            continue
+        if run_id is None:  # a page to people who were added, beside the layers
+            reason = gettext_noop("no message could be delivered, by any channel")
+            batch.note(
+                incidents[topic],
+                "i_layer",
+                {"result": "unreachable", "layer_idx": None, "reason": reason, "person_ids": sorted(people[pk])},
+            )
             continue
         reason = gettext_noop("no message of this layer could be delivered, by any channel")
         batch.note(incidents[topic], "i_layer", {"result": "failed", "layer_idx": layer, "reason": reason})
@@ -584,6 +593,16 @@ def _exhausted(now: datetime, limit: int, only: int | None = None) -> Taken:
     write(batch)
     Notification.objects.filter(id__in=[row[0] for row in mine]).update(exhausted_handled_at=now)
     return len(mine), now
+
+
+def _added(notification_ids: Sequence[int]) -> dict[int, set[int]]:
+    """Whom these pages to people who were added were for."""
+    found: dict[int, set[int]] = {pk: set() for pk in notification_ids}
+    if notification_ids:
+        rows = Delivery.objects.filter(notification_id__in=notification_ids, member__isnull=False)
+        for pk, member in rows.values_list("notification_id", "member_id"):
+            found[pk].add(member)
+    return found
 
 
 # In the order of a pass, and of the columns of `_LOOK`.

@@ -308,7 +308,7 @@ def sentence(entry: TimelineEntry, names: Mapping[tuple[str, Any], str] | None =
             % {"from": _clock(detail.get("from")), "to": _clock(detail.get("to"))}
         ),
         "i_clock": lambda: _("The database's clock went back; timers were moved along"),
-        "i_layer": lambda: _layer(detail),
+        "i_layer": lambda: _layer(detail, people),
         "i_failed": lambda: str(detail.get("text", "")),
     }
     if entry.type in says:
@@ -349,9 +349,11 @@ def _assigned(detail: Mapping[str, Any], people: str, who: str) -> str:
     return _("%(who)s assigned it to %(people)s") % {"who": who, "people": people}
 
 
-def _layer(detail: Mapping[str, Any]) -> str:
+def _layer(detail: Mapping[str, Any], people: str) -> str:
     result, idx = detail.get("result"), nth(detail.get("layer_idx"))
     reason = in_words(str(detail.get("reason", "")))
+    if result == "unreachable" and detail.get("layer_idx") is None and people:
+        return _("Added, but could not be reached: %(people)s (%(reason)s)") % {"people": people, "reason": reason}
     if result in ("unreachable", "partly") and detail.get("layer_idx") is None:
         return _("Some of those who were added could not be reached: %(reason)s") % {"reason": reason}
     if result == "unreachable":

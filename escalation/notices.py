@@ -14,28 +14,31 @@ from templates_app import events
 
 
 def status_notices(told: Sequence[tuple[Incident, str, TimelineEntry]], batch: Batch) -> list[outbox.Notice]:
-    """Acknowledged and closed go to the group channels that were told and chose them, not to persons."""
+    """Acknowledged and closed go to the group channels that were told and chose them, not to persons.
+
+    A channel may stand in several layers: those that told it say what it chose. It was told, so whatever the severity is by now it hears the end.
+    """
     ids = sorted({incident.id for incident, _event, _entry in told})
-    groups: dict[int, set[tuple[int, str]]] = defaultdict(set)
-    for topic, channel, target in (
+    groups: dict[int, dict[tuple[int, str], list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
+    for topic, channel, target, run, layer in (
         Delivery.objects.filter(topic__in=ids, member=None, is_page=True)
         .exclude(state__in=(Delivery.State.CANCELLED, Delivery.State.FAILED), attempts=0)  # it was never told
-        .values_list("topic", "channel_id", "address__target")
+        .values_list("topic", "channel_id", "address__target", "notification__run", "notification__layer_idx")
         .distinct()
         if ids
         else ()
     ):
-        groups[int(topic or 0)].add((channel, target))
+        groups[int(topic or 0)][channel, target].append((run, layer))
     if not groups:
         return []
-    followed: dict[int, list[int]] = defaultdict(list)
-    for incident_id, snapshot_id in Run.objects.filter(incident_id__in=groups).order_by("id").values_list("incident_id", "snapshot_id"):
-        followed[incident_id].append(snapshot_id)
-    known = rules.frozen(pk for pks in followed.values() for pk in pks)
+    runs = list(Run.objects.filter(incident_id__in=groups).order_by("id").values_list("id", "incident_id", "snapshot_id"))
+    known = rules.frozen(snapshot_id for _id, _incident_id, snapshot_id in runs)
+    followed = {pk: known[snapshot_id] for pk, _incident_id, snapshot_id in runs}
+    last = {incident_id: known[snapshot_id] for _id, incident_id, snapshot_id in runs}
     lives = {
-        incident.id: Live(Run(), incident, known[followed[incident.id][-1]], plan.State(0, incident.created_at, 0, None))
+        incident.id: Live(Run(), incident, last[incident.id], plan.State(0, incident.created_at, 0, None))
         for incident, _event, _entry in told
-        if incident.id in followed
+        if incident.id in last
     }
     batch.known.look(list(lives))
     people = Member.objects.in_bulk({entry.actor_id for _incident, _event, entry in told if entry.actor_id is not None})
@@ -43,11 +46,15 @@ def status_notices(told: Sequence[tuple[Incident, str, TimelineEntry]], batch: B
     for incident, event, entry in told:
         if incident.id not in lives:
             continue
-        uses = {use["channel"]: use for pk in followed[incident.id] for layer in known[pk].body["layers"] for use in layer["channels"]}
         to = tuple(
             outbox.To(channel_id=channel, target=target)
-            for channel, target in sorted(groups[incident.id])
-            if channel in uses and targets.wants(uses[channel], incident.severity, event)
+            for (channel, target), pages in sorted(groups[incident.id].items())
+            if any(
+                use["channel"] == channel and targets.chose(use, event)
+                for run, layer in pages
+                if run in followed
+                for use in followed[run].layer(layer)["channels"]
+            )
         )
         if not to:
             continue
@@ -76,6 +83,7 @@ def tell_people(batch: Batch, incident: Incident, people: list[int], now: dateti
             {
                 "result": "partly" if audience.to else "unreachable",
                 "reason": audience.reason(),
+                "person_ids": sorted({item.member for item in audience.missing if item.member is not None}),
                 "missing": [item.plain() for item in audience.missing[:50]],
             },
         )

@@ -107,7 +107,12 @@ def people(layer: Mapping[str, Any], told: Sequence[int], now: datetime) -> list
 
 def wants(use: Mapping[str, Any], severity: str, event: str) -> bool:
     """Does a group channel of a layer take this severity and this event? Empty lists take all."""
-    return (not use["severities"] or severity in use["severities"]) and (not use["events"] or event in use["events"])
+    return (not use["severities"] or severity in use["severities"]) and chose(use, event)
+
+
+def chose(use: Mapping[str, Any], event: str) -> bool:
+    """As `wants`, of what a group was told already, at a severity that it took."""
+    return not use["events"] or event in use["events"]
 
 
 def resolve(layer: Mapping[str, Any], *, severity: str, event: str, told: Sequence[int], now: datetime) -> Audience:

@@ -235,6 +235,39 @@ def test_a_layer_whose_groups_take_none_of_it_is_not_said_to_name_nobody(world):
     world.ack()
 
 
+def test_a_group_of_two_layers_hears_what_it_chose_where_it_was_told(world):
+    lee, boss = world.person("Lee"), world.person("Boss")
+    group = world.group()
+    world.rule(
+        layer(lee, groups=[(group, {"events": ["triggered", "acknowledged"]})], escalate_window=30),
+        layer(boss, groups=[(group, {"events": ["escalated", "closed"]})]),
+    )
+    world.alert("first layer only")
+    world.fresh()
+    world.ack(actor=lee)
+    world.expect(("#ops", "group", "acknowledged"))
+    world.do("close")
+    world.silence()
+    world.alert("both layers", key="both")
+    world.pass_time(minutes=30)
+    world.fresh()
+    world.do("close")
+    world.expect(("#ops", "group", "closed"))
+
+
+def test_a_group_that_was_told_hears_the_end_whatever_the_severity_is_by_then(world):
+    lee = world.person("Lee")
+    world.rule(layer(lee, groups=[(world.group(), {"severities": ["Warning"]})], escalate_window=30))
+    world.alert("rising", "Warning")
+    world.expect(("Lee", "app", "triggered"), ("#ops", "group", "triggered"))
+    world.alert("rising", "Critical")
+    world.expect(("Lee", "app", "triggered"))
+    world.ack(actor=lee)
+    world.expect(("#ops", "group", "acknowledged"))
+    world.recover("rising")
+    world.expect(("#ops", "group", "closed"))
+
+
 def test_supervisors_behind_a_layer_of_groups_are_those_of_whoever_was_told_before_it(world):
     boss = world.person("Boss")
     lee = world.person("Lee", supervisor=boss)
@@ -322,7 +355,10 @@ def test_an_added_responder_who_could_not_be_told_is_named_on_the_timeline(world
     world.fresh()
     Notification.objects.filter(run=None).update(exhausted_at=world.now)
     world.settle()
-    assert TimelineEntry.objects.filter(type="i_layer", detail__result="failed").count() == 1
+    said = [line.text for line in explain.explain(world.incident(), world.now).happened if line.kind == "i_layer"]
+    assert said == [
+        "Added, but could not be reached: Kim (no message could be delivered, by any channel)"
+    ]  # and not "layer 1 reached nobody"
     world.ack()
 
 
@@ -333,7 +369,7 @@ def test_an_added_responder_who_has_no_way_to_be_told_is_said_in_words(world):
     world.alert("help")
     world.do("add_responder", member_ids=[nobody.id])
     said = [line.text for line in explain.explain(world.incident(), world.now).happened]
-    assert "Some of those who were added could not be reached: This kind of channel does not exist any more." in said
+    assert "Added, but could not be reached: Nobody (This kind of channel does not exist any more.)" in said
     world.fresh()
     world.ack()
 
