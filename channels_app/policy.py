@@ -67,6 +67,11 @@ def priority(severity: str, rank: int) -> int:
     return {"Critical": 0, "Warning": 1}.get(severity, 2) * 4 + rank
 
 
+def is_first(priority: int) -> bool:
+    """Whether a `priority` is that of an incident's first page."""
+    return priority % 4 == 0
+
+
 def is_critical(priority: int) -> bool:
     """Whether a `priority` is that of something critical."""
     return priority < 4

@@ -343,6 +343,51 @@ def test_a_provider_that_fails_three_times_is_overtaken_and_still_tried(scene):
     assert scene.row(channel__name="a").state == "queued"
 
 
+def test_a_provider_that_comes_back_sends_the_last_page_of_an_incident_and_not_every_loop(scene):
+    chat = scene.channel("chat", "chat")
+    lees = scene.channel("a")
+    for name in ("chat", "a"):
+        scene.plan(name, BUSY)
+    for loop in range(4):
+        scene.page(
+            outbox.To(chat.id, "", mentions=(f"u{loop}",)),
+            scene.person(lees),
+            rank=2 if loop else 0,
+            event="refire" if loop else "triggered",
+        )
+        scene.pass_time(600)
+        assert all(Notification.objects.values_list("exhausted_at", flat=True))  # each says that it reached nobody
+    Provider.got.clear()
+    for name in ("chat", "a"):
+        scene.plan(name, Receipt())
+    scene.pass_time(3600)
+    assert sorted(scene.names()) == ["a", "chat"]
+    assert next(m.mentions for n, m, _a in Provider.got if n == "chat") == ("u3", "u2", "u1", "u0")
+    assert Delivery.objects.filter(state="cancelled", reason=outbox.posting.LATER_PAGE).count() == 6
+
+
+def test_a_later_page_leaves_no_later_than_the_one_it_replaces_and_counts_its_tries(scene):
+    channel = scene.channel("a")
+    scene.plan("a", DeliveryError("slow down", permanent=False, retry_after=300))
+    scene.page(scene.person(channel, delay=600))
+    scene.pass_time(700)
+    scene.page(scene.person(channel, delay=600), rank=2, event="refire")
+    new = Delivery.objects.latest("id")
+    assert new.not_before == NOW + timedelta(seconds=900) and new.tries == 1
+    scene.page(scene.person(channel, delay=600), rank=2, event="refire")  # waits for its own time: it ends nothing
+    assert Delivery.objects.filter(state="queued").count() == 2
+
+
+def test_what_may_have_arrived_ends_unknown_where_a_later_page_takes_its_place(scene):
+    channel = scene.channel("a")
+    scene.plan("a", LOST)
+    scene.page(scene.person(channel))
+    scene.pass_time(60)
+    scene.page(scene.person(channel), rank=2, event="refire")
+    first = Delivery.objects.earliest("id")
+    assert (first.state, first.withdrawn, first.reason) == ("unknown", True, outbox.posting.LATER_PAGE)
+
+
 def test_the_budget_runs_from_the_first_request_and_a_request_that_hangs_does_not_stop_it(scene):
     scene.page(scene.person(with_fallback(scene)))
     claim(scene, "busy")

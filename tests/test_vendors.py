@@ -9,7 +9,7 @@ import pytest
 from channels_app import addresses, outbox, policy, transport
 from channels_app.addresses import Missing, Target
 from channels_app.http import DeliveryError
-from channels_app.models import Account, Channel, ChannelHealth, Delivery
+from channels_app.models import Account, Channel, ChannelHealth, Delivery, Notification
 from channels_app.transport import Receipt
 from mapping.models import ContactPoint, Member, Team
 from tests.test_addresses import NOW, style
@@ -237,6 +237,43 @@ def test_the_next_vendor_calls_within_ten_seconds_of_the_first_failure(story):
     page(story, "voice")
     story.pass_time(60)
     assert len(at) == 1 and at[0] - NOW < timedelta(seconds=10)
+
+
+def test_what_another_vendor_delivered_to_the_same_phone_is_not_sent_again_by_the_one_that_comes_back(story):
+    story.channel("one", "sms_one", position=0)
+    story.channel("two", "sms_two", position=1)
+    story.plan("one", BUSY)
+    page(story, "sms")
+    story.pass_time(60)
+    assert story.names().count("two") == 1 and story.row(channel__name="two").state == "sent"
+    assert (story.row(channel__name="one").state, story.row(channel__name="one").reason) == ("cancelled", outbox.posting.OVERTAKEN)
+    before = len(Provider.got)
+    story.plan("one", Receipt())
+    story.pass_time(3600)
+    assert len(Provider.got) == before and Notification.objects.get().exhausted_at is None
+
+
+def test_an_original_goes_on_when_the_vendor_that_took_over_is_reported_to_have_failed(story):
+    one, two = story.channel("one", "voice_one", position=0), story.channel("two", "voice_two", position=1)
+    story.plan("one", BUSY)
+    page(story, "voice")
+    story.pass_time(30)
+    call = story.row(channel=two)
+    assert (call.state, story.row(channel=one).state) == ("sent", "cancelled")
+    story.plan("one", Receipt())
+    outbox.receipt(two.id, call.message_id, "failed", "busy", story.now)
+    story.pass_time(10)
+    assert (story.row(channel=two).state, story.row(channel=one).state) == ("failed", "sent")
+
+
+def test_another_kind_of_message_ends_no_original(story):
+    bot = story.channel("bot", "bot", fallback_kinds=["email"])
+    story.channel("mail", "mail")
+    Account.objects.create(member=story.lee, channel=bot, target="100", verified_at=NOW)
+    story.plan("bot", BUSY)
+    page(story, "im")
+    story.pass_time(60)
+    assert story.row(channel__name="mail").state == "sent" and story.row(channel=bot).state == "queued"
 
 
 def test_a_vendor_that_hangs_has_used_up_the_budget_with_one_attempt():

@@ -10,7 +10,7 @@ from django.db import connection, transaction
 from channels_app import addresses, policy
 from channels_app.book import Book
 from channels_app.models import Delivery
-from channels_app.outbox.posting import Row, find_addresses, insert
+from channels_app.outbox.posting import OVERTAKEN, Row, find_addresses, insert, replace_tried
 from channels_app.outbox.recording import exhaust
 from mapping.clock import wake
 
@@ -25,14 +25,15 @@ def fallbacks(now: datetime, notes: Book, *, limit: int = 200) -> int:
     due = list(
         Delivery.objects.filter(fallback_at__lte=now)
         .order_by("fallback_at")
-        .values("id", "notification_id", "notification__severity", "state", "channel_id", "member_id", "address__target", "topic", "priority", "survives_ack", "give_up_at")[:limit]
+        .values("id", "notification_id", "notification__severity", "state", "channel_id", "member_id", "address__target", "topic", "priority", "survives_ack", "give_up_at", "fallback_of_id")[:limit]
     )  # fmt: skip
     if not due:
         return 0
     with transaction.atomic(), connection.cursor() as cursor:
         rows, early = _replacements(due, now, notes)
-        if rows:
-            find_addresses(rows)
+        back = _overtaken(due, now)
+        if rows or back:
+            find_addresses([*rows, *(row for row, _pk, _of in back)])
         cursor.execute(
             """UPDATE channels_app_delivery d SET fallback_at = NULL WHERE d.id IN (
                  SELECT id FROM channels_app_delivery WHERE id = ANY(%s) AND fallback_at <= %s ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)
@@ -42,14 +43,50 @@ def fallbacks(now: datetime, notes: Book, *, limit: int = 200) -> int:
         mine = {pk for pk, withdrawn in cursor.fetchall() if not withdrawn}
         fresh = [row for row in rows if row.fallback_of in mine]
         if fresh:
+            replace_tried(fresh, now)
             insert(fresh, now)
         forward = [pk for pk, of in early if of in mine]
         if forward:
             _bring_forward(cursor, forward, now)
-        if fresh or forward:
+        again = [pk for _row, pk, of in back if of in mine]
+        if again:
+            _go_on(cursor, again, now)
+        if fresh or forward or again:
             wake("drain")
         exhaust(cursor, {row["notification_id"] for row in due if row["id"] in mine}, now)
     return len(due)
+
+
+def _overtaken(due: Sequence[Mapping[str, Any]], now: datetime) -> list[tuple[Row, int, int]]:
+    """What was no longer tried because a message among `due` had taken its place, which now turns out to have failed: (as a row for its
+    address, its id, the id of what has failed)."""
+    failed = {
+        (row["notification_id"], row["member_id"], row["address__target"]): row["id"]
+        for row in due
+        if row["fallback_of_id"] is not None and row["state"] in (Delivery.State.FAILED, Delivery.State.UNKNOWN)
+    }
+    if not failed:
+        return []
+    found = []
+    for pk, notification, member, target, channel, topic, priority, survives, until in Delivery.objects.filter(
+        notification_id__in={key[0] for key in failed}, withdrawn=True, reason=OVERTAKEN, give_up_at__gt=now
+    ).values_list(
+        "id", "notification_id", "member_id", "address__target", "channel_id", "topic", "priority", "survives_ack", "give_up_at"
+    ):  # fmt: skip
+        if (of := failed.get((notification, member, target))) is not None:
+            place = Row(notification, topic, channel, target, member, priority, True, survives, (), now, until, until)
+            found.append((place, pk, of))
+    return found
+
+
+def _go_on(cursor: Any, ids: Sequence[int], now: datetime) -> None:
+    """These are tried again with back-off, as if nothing had taken their place. Their addresses are locked and due."""
+    cursor.execute(
+        """UPDATE channels_app_delivery SET state = 'queued', withdrawn = false, reason = '', ended_at = NULL, not_before = %(now)s
+           WHERE id IN (SELECT id FROM channels_app_delivery WHERE id = ANY(%(ids)s) AND withdrawn AND reason = %(why)s
+                        AND state IN ('cancelled', 'unknown') ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)""",
+        {"ids": list(ids), "now": now, "why": OVERTAKEN},
+    )
 
 
 def _bring_forward(cursor: Any, ids: Sequence[int], now: datetime) -> None:

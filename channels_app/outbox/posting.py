@@ -9,13 +9,14 @@ from typing import Any, Final
 from django.db import connection, transaction
 from django.utils.translation import gettext_noop
 
-from channels_app import policy
+from channels_app import addresses, policy, transport
 from channels_app.models import Notification
 from channels_app.outbox.statements import planned_once
 from mapping.clock import wake
 
 # Stored as the reason of what was not sent.
 LATER_PAGE: Final = gettext_noop("a later page about the same takes its place")
+OVERTAKEN: Final = gettext_noop("another channel has sent it to the same address meanwhile")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ class Row:
     fallback_of: int | None = None
     address: int = 0
     reason: str = ""
+    tries: int = 0
 
 
 def post(notices: Sequence[Notice], now: datetime) -> list[int]:
@@ -115,6 +117,7 @@ def post(notices: Sequence[Notice], now: datetime) -> list[int]:
         if rows:
             find_addresses(rows)
             _replace_held(rows, now)
+            replace_tried(rows, now)
             insert(rows, now)
     wake("drain")
     return ids
@@ -137,6 +140,80 @@ def _replace_held(rows: Sequence[Row], now: datetime) -> None:
             [
                 [r.address for r in held], [r.topic for r in held], [r.reason for r in held], [r.survives_ack for r in held], now, LATER_PAGE, now,
             ],
+        )  # fmt: skip
+
+
+def replace_tried(rows: Sequence[Row], now: datetime) -> None:
+    """Earlier pages about the same, at the same address, that are still being tried although their fallback has started give way to later ones:
+    a provider that comes back after hours sends one page of an incident and not every loop of its outage.
+
+    A later one goes on where the earlier one was: it leaves no later than that would have, its tries are counted on and it calls whom that was
+    to call. Addresses are locked already; nothing waits for a delivery here. First pages have no earlier ones, so a storm asks nothing.
+    """
+    later = {
+        (row.topic, row.address, row.member): row
+        for row in rows
+        if row.is_page and row.topic is not None and not row.reason and not policy.is_first(row.priority)
+    }
+    if not later:
+        return
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """WITH mine AS (
+                 SELECT d.id FROM channels_app_delivery d
+                 JOIN unnest(%(notifications)s::bigint[], %(topics)s::bigint[], %(addresses)s::bigint[], %(members)s::bigint[], %(survive)s::bool[])
+                   AS w(notification, topic, address, member, survives)
+                   ON d.topic = w.topic AND d.address_id = w.address AND d.member_id IS NOT DISTINCT FROM w.member
+                     AND d.notification_id < w.notification AND d.survives_ack <= w.survives
+                 WHERE d.topic = ANY(%(topics)s) AND d.state = 'queued' AND d.is_page AND d.fallback_at IS NULL
+                 ORDER BY d.id FOR NO KEY UPDATE OF d SKIP LOCKED)
+               UPDATE channels_app_delivery d SET withdrawn = true, reason = %(reason)s, ended_at = %(now)s,
+                 state = CASE WHEN d.possible_repeat THEN 'unknown' ELSE 'cancelled' END
+               FROM mine WHERE d.id = mine.id
+               RETURNING d.topic, d.address_id, d.member_id, d.not_before, d.tries, d.mentions::text""",
+            {
+                "notifications": [row.notification for row in later.values()],
+                "topics": [row.topic for row in later.values()],
+                "addresses": [row.address for row in later.values()],
+                "members": [row.member for row in later.values()],
+                "survive": [row.survives_ack for row in later.values()],
+                "reason": LATER_PAGE,
+                "now": now,
+            },
+        )
+        for topic, address, member, again_at, tries, mentions in cursor.fetchall():
+            row = later[topic, address, member]
+            row.tries = max(row.tries, tries)
+            row.mentions = tuple(dict.fromkeys((*row.mentions, *json.loads(mentions))))
+            if (sooner := row.not_before - max(again_at, now)) > timedelta(0):
+                row.not_before, row.deadline_at, row.give_up_at = row.not_before - sooner, row.deadline_at - sooner, row.give_up_at - sooner
+
+
+def overtake(ids: Sequence[int], now: datetime) -> None:
+    """These messages stood in for others and were sent: what another vendor was still trying at the same phone or mailbox about it ends. Should
+    they be reported as failed later, it goes on: see `fallbacks`."""
+    if not ids:
+        return
+    kinds = [kind for kind in transport.transports() if addresses.has_vendors(kind)]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """WITH does AS (SELECT * FROM unnest(%(kinds)s::text[], %(families)s::text[]) AS f(kind, family)),
+               mine AS (
+                 SELECT o.id FROM channels_app_delivery d
+                 JOIN channels_app_address a ON a.id = d.address_id
+                 JOIN channels_app_channel c ON c.id = d.channel_id JOIN does ON does.kind = c.kind
+                 JOIN channels_app_delivery o ON o.notification_id = d.notification_id AND o.member_id = d.member_id AND o.id < d.id
+                 JOIN channels_app_address b ON b.id = o.address_id AND b.target = a.target
+                 JOIN channels_app_channel other ON other.id = o.channel_id
+                 JOIN does did ON did.kind = other.kind AND did.family = does.family
+                 WHERE d.id = ANY(%(ids)s) AND o.state = 'queued' AND o.is_page AND (o.attempts > 0 OR o.fallback_at IS NULL)
+                 ORDER BY o.id FOR NO KEY UPDATE OF o SKIP LOCKED)
+               UPDATE channels_app_delivery d SET withdrawn = true, fallback_at = NULL, reason = %(reason)s, ended_at = %(now)s,
+                 state = CASE WHEN d.possible_repeat THEN 'unknown' ELSE 'cancelled' END
+               FROM mine WHERE d.id = mine.id""",
+            {
+                "ids": list(ids), "kinds": kinds, "families": [addresses.family(kind) for kind in kinds], "reason": OVERTAKEN, "now": now,
+            },
         )  # fmt: skip
 
 
@@ -191,16 +268,17 @@ def insert(rows: Sequence[Row], now: datetime) -> None:
                    attempts, tries, possible_repeat, holder, message_id, subject, text, log)
                SELECT gen_random_uuid(), notification, topic, channel, address, member, 'queued', reason, priority, is_page, survives_ack, false,
                    mentions::jsonb, %s, not_before, deadline, give_up, CASE WHEN is_page THEN deadline END, fallback_of,
-                   0, 0, false, '', '', '', '', '[]'
+                   0, tries, false, '', '', '', '', '[]'
                FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::smallint[], %s::bool[], %s::bool[],
-                   %s::text[], %s::timestamptz[], %s::timestamptz[], %s::timestamptz[], %s::bigint[], %s::text[])
+                   %s::text[], %s::timestamptz[], %s::timestamptz[], %s::timestamptz[], %s::bigint[], %s::text[], %s::smallint[])
                  AS w(notification, topic, channel, address, member, priority, is_page, survives_ack, mentions, not_before, deadline, give_up,
-                   fallback_of, reason)""",
+                   fallback_of, reason, tries)""",
             [
                 now, [r.notification for r in rows], [r.topic for r in rows], [r.channel for r in rows], [r.address for r in rows],
                 [r.member for r in rows], [r.priority for r in rows], [r.is_page for r in rows], [r.survives_ack for r in rows],
                 [json.dumps(r.mentions) for r in rows], [r.not_before for r in rows], [r.deadline_at for r in rows],
                 [r.give_up_at for r in rows], [r.fallback_of for r in rows], [r.reason for r in rows],
+                [r.tries for r in rows],
             ],
         )  # fmt: skip
 

@@ -14,6 +14,7 @@ from channels_app import policy
 from channels_app.compose import Claimed, Result
 from channels_app.models import ChannelHealth
 from channels_app.outbox.moving import move
+from channels_app.outbox.posting import overtake
 from channels_app.outbox.statements import dicts, planned_once
 from channels_app.transport import DeliveryError, Polls, Receipt, Receives
 from mapping.clock import wake
@@ -52,6 +53,7 @@ def record(holder: str, results: Sequence[Result], now: datetime) -> int:
         _note_health(cursor, results, verdicts, now)
         wipe_secrets(cursor, [one.said.id for one, _result, _verdict in verdicts if one.said.has_secret])
         evidence = {row["notification"] for row in written if row["is_page"] and row["evidence"]}
+        overtake([row["id"] for row in written if row["took_over"] and row["state"] in ("sent", "delivered", "bundled")], now)
         exhaust(cursor, evidence, now)
         for template, error in {result.failed_template for result in results if result.failed_template is not None}:
             report_failure(template, error, now)
@@ -112,7 +114,7 @@ def _write(cursor: Any, holder: str, verdicts: Sequence[tuple[Claimed, Result, p
              log = d.log || r.line::jsonb, holder = '', lease_until = NULL
            FROM mine r WHERE d.id = r.pk AND d.holder = %(holder)s AND d.attempts = r.attempt AND d.state IN ('sending', 'bundled')
            RETURNING d.id, d.state, d.address_id AS address, d.not_before, d.priority, d.notification_id AS notification, d.is_page,
-             (r.fall OR d.state = 'failed') AS evidence""",
+             (r.fall OR d.state = 'failed') AS evidence, d.fallback_of_id IS NOT NULL AS took_over""",
         {
             "holder": holder,
             "now": now,
