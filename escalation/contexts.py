@@ -1,9 +1,11 @@
 """What texts may say about an incident, frozen on a notification: read for a whole batch at once.
 
 A mail is the detailed report: it also says what happened so far, who was told, and what comes next. That costs two queries a batch and twice
-the words (whose language the reader has is not known yet), so it is read only for pages that go out by e-mail, and for the first page of an
-incident, about which nothing has happened, only the plan is made."""
+the words (whose language the reader has is not known yet), so it is read only for pages that go out by e-mail, or would if what they go out by
+fails, and for the first page of an incident, about which nothing has happened, only the plan is made."""
 
+import time
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 from django.conf import settings
 from django.utils.translation import override
 
-from channels_app import addresses, outbox
+from channels_app import addresses, outbox, transport
 from channels_app.models import Channel
 from channels_app.outbox.statements import planned_once
 from escalation import plan
@@ -33,8 +35,10 @@ CROSS JOIN LATERAL (SELECT * FROM channels_app_delivery WHERE topic = i.id ORDER
 JOIN channels_app_channel c ON c.id = d.channel_id JOIN channels_app_address a ON a.id = d.address_id
 LEFT JOIN mapping_member m ON m.id = d.member_id ORDER BY d.id DESC"""
 
-# By channel: whether it sends e-mail. A channel's kind never changes, so a process asks once.
-_mail: dict[int, bool] = {}
+# By channel: whether it sends e-mail, and whether e-mail may stand in for it to a person. What stands in can be changed, so it is asked again.
+_mail: dict[int, tuple[bool, bool]] = {}
+_ASKED_AGAIN = 5.0  # s, of our own monotonic clock
+_asked = {"at": float("-inf")}
 
 
 class Contexts:
@@ -65,11 +69,14 @@ class Contexts:
             self.responders[row.incident_id].append(row)
 
     def mails(self, to: Sequence[outbox.To]) -> bool:
-        """Whether any of these is told by e-mail."""
-        channels = {one.channel_id for one in to}
-        if channels - _mail.keys():
-            _mail.update({pk: addresses.family(kind) == "email" for pk, kind in Channel.objects.values_list("id", "kind")})
-        return any(_mail.get(pk, False) for pk in channels)
+        """Whether any of these is told by e-mail, at once or if what tells them fails."""
+        if {one.channel_id for one in to} - _mail.keys() or time.monotonic() > _asked["at"] + _ASKED_AGAIN:
+            _mail.clear()
+            _mail.update(_mailing())
+            _asked["at"] = time.monotonic()
+        return any(
+            is_mail or (later and one.member_id is not None) for one in to for is_mail, later in [_mail.get(one.channel_id, (False, False))]
+        )
 
     def recall(self, incident_ids: Iterable[int]) -> None:
         """Reads what happened to these incidents and who was told of them, for the pages of this batch that are mails."""
@@ -169,6 +176,22 @@ class Contexts:
                 plan=coming,
             )
         )
+
+
+def _mailing() -> dict[int, tuple[bool, bool]]:
+    """Every channel as `_mail` keeps it. What stands in for a channel has others of its family beside it and its own stand-ins behind it, so
+    this follows families until nothing is added."""
+    families: dict[int, str] = {}
+    leads: dict[str, set[str]] = defaultdict(set)
+    for pk, kind, chosen in Channel.objects.values_list("id", "kind", "fallback_kinds"):
+        families[pk] = addresses.family(kind)
+        style = transport.transports().get(kind)
+        kinds = chosen if isinstance(chosen, list) else style.fallback_kinds if style is not None else ()
+        leads[families[pk]] |= {addresses.family(other) for other in kinds if isinstance(other, str)}
+    mailing = {"email"}
+    while more := {family for family, after in leads.items() if after & mailing} - mailing:
+        mailing |= more
+    return {pk: (family == "email", family in mailing) for pk, family in families.items()}
 
 
 def ahead(follows: Frozen, state: plan.State, facts: plan.Facts, now: datetime) -> list[events.Planned]:

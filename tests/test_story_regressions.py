@@ -268,6 +268,23 @@ def test_a_group_that_was_told_hears_the_end_whatever_the_severity_is_by_then(wo
     world.expect(("#ops", "group", "closed"))
 
 
+def test_a_mail_that_stands_in_for_a_message_is_the_detailed_report_too(world):
+    """By way of an SMS even; what cannot become a mail carries none of it."""
+    lee, kim = world.person("Lee", ["sandbox_im"]), world.person("Kim", ["sandbox_app"])
+    world.channel("sandbox_sms", fallback_kinds=["email"])
+    Channel.objects.filter(kind="sandbox_im").update(fallback_kinds=["sms"])
+    world.rule(layer(lee, escalate_window=5), layer(kim))
+    world.alert("db down")
+    assert [item["event"] for item in Notification.objects.latest("id").context["plan"]] == ["escalated", "catch_all"]
+    world.pass_time(minutes=5)
+    context = Notification.objects.latest("id").context
+    assert context["timeline"] == context["told"] == context["plan"] == []
+    world.do("escalate", layer_idx=0)
+    assert Notification.objects.latest("id").context["timeline"]
+    world.fresh()
+    world.ack()
+
+
 def test_supervisors_behind_a_layer_of_groups_are_those_of_whoever_was_told_before_it(world):
     boss = world.person("Boss")
     lee = world.person("Lee", supervisor=boss)
