@@ -46,7 +46,7 @@ ASKING = (
 )
 POLLS = 3.0  # between two questions to providers that do not call us
 FALLBACKS = 0.05
-LOCKED = 0.005
+LOCKED = 0.005  # until the second look at what others work on; twice as long each time, up to FALLBACKS
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 LITTER = 3600.0  # seconds
 BATCH = 256  # most messages in one claim
@@ -97,6 +97,8 @@ class Drain:
         self.hungry = False  # something was left because a sender, a channel or an address was busy: the next that ends makes us look
         self.workers = 0
         self.recorder: threading.Thread | None = None
+        self.rest = LOCKED  # after the next claim that finds nothing to take
+        self.finishing = False
         self.closing = self.recorded = False  # whether the shell, and whether the recorder, has nothing to do any more
         self.offset = (LONG_AGO, 0.0)  # the database's clock at an instant of our monotonic one
         self.next_chores = self.next_polls = self.next_fallbacks = self.last_claim = 0.0
@@ -140,20 +142,25 @@ class Drain:
         if self.threads - room.total >= CROWD and (rest := self.last_claim + PACE - moment) > 0:
             return rest
         if not due and not started:
+            self.rest = LOCKED
             return FALLBACKS if late else ahead
         self.last_claim = moment
         claimed = outbox.claim(self.holder, now, room, self.book)
         if claimed:
+            self.rest = LOCKED
             self._start(claimed)
         if started or len(claimed) >= CROWD:
             return 0 if len(claimed) < room.total else None
         if claimed:
             return AFTER if ahead is None else min(AFTER, ahead)
-        return LOCKED  # somebody else works on what is due, or it was told to wait: the next look knows until when
+        # It was told to wait, and the next look knows until when; or somebody else works on it, and looks himself as soon as he may.
+        rest, self.rest = self.rest, min(FALLBACKS, 2 * self.rest)
+        return rest if ahead is None else min(rest, ahead)
 
     def finish(self, left: Callable[[], float]) -> None:
         """Waits for what is in flight, as long as `left()` says; what is still out then becomes unknown, and others send it again. What is known
         and waits for the database stays with the recorder."""
+        self.finishing = True
         while self._open() and left() > 0:
             time.sleep(0.01)
         for _worker in range(self.workers):
@@ -165,7 +172,6 @@ class Drain:
             out = [pk for pk, _attempt in self.out]
         if out:
             outbox.take_over(self.holder, self.clock(), only=out)
-        # A chat takes one message at a time: what waited for ours there is for others to send now.
         wake("drain")
 
     def close(self) -> None:
@@ -331,7 +337,11 @@ class Drain:
                     self._write_told(told)
                 with self.guard:
                     self.unrecorded -= len(batch)
-                if self.hungry or len(results) < len(batch) or any(isinstance(one.said, DeliveryError) for one in results):
+                if self.finishing:
+                    # A chat takes one message at a time: what waited for ours there is for others to send now.
+                    with contextlib.suppress(DatabaseError):
+                        wake("drain")
+                elif self.hungry or len(results) < len(batch) or any(isinstance(one.said, DeliveryError) for one in results):
                     self.waker.set()
         finally:
             connection.close()

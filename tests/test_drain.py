@@ -138,6 +138,26 @@ def test_a_stint_that_ends_finishes_what_is_out_while_the_next_one_works(scene, 
     successor.end()
 
 
+def test_who_waits_for_the_chat_of_another_looks_less_and_less_often_and_writes_nothing(scene, hang):
+    channel = scene.channel("a", kind="chat")
+    scene.plan("a", lambda message: (hang.wait(8) and None) or transport.Receipt())
+    for topic in (1, 2):
+        scene.page(outbox.To(channel.id, ""), topic=topic)
+    first, second = Running("drain-0"), Running("drain-1")
+    first.until(lambda: len(Provider.got) == 1)
+    with connection.cursor() as cursor:
+        assert second.drain.tick(db_now()) == tasks.LOCKED
+        cursor.execute("SELECT xmin::text FROM channels_app_address")
+        before = cursor.fetchone()
+        assert [second.drain.tick(db_now()) for _turn in range(4)] == [0.01, 0.02, 0.04, tasks.FALLBACKS]
+        cursor.execute("SELECT xmin::text FROM channels_app_address")
+        assert cursor.fetchone() == before
+    hang.set()
+    first.until(sent(2))  # whoever was first there goes on himself
+    first.end()
+    second.end()
+
+
 def test_a_record_waits_for_a_database_that_is_away_and_loses_nothing(scene, monkeypatch):
     failures = iter([OperationalError("gone")] * 3)
     record = outbox.record

@@ -353,12 +353,14 @@ def _leave(cursor: Any, places: Iterable[_Place], now: datetime) -> None:
         """UPDATE channels_app_address a SET buckets = COALESCE(w.buckets::jsonb, a.buckets),
              next_at = CASE WHEN w.more AND EXISTS (SELECT FROM channels_app_delivery d WHERE d.address_id = w.id AND d.state = 'queued')
                               THEN GREATEST(w.until, %(now)s)
-                            WHEN q.at IS NULL THEN NULL ELSE GREATEST(w.until, q.at) END,
+                            ELSE q.at END,
              priority = COALESCE(q.priority, a.priority)
            FROM unnest(%(ids)s::bigint[], %(logs)s::text[], %(untils)s::timestamptz[], %(more)s::bool[]) AS w(id, buckets, until, more)
-           LEFT JOIN LATERAL (SELECT min(d.not_before) AS at, min(d.priority) AS priority FROM channels_app_delivery d
-             WHERE NOT w.more AND d.address_id = w.id AND d.state = 'queued') q ON true
-           WHERE a.id = w.id""",
+           LEFT JOIN LATERAL (
+             SELECT CASE WHEN count(*) > 0 THEN GREATEST(w.until, min(d.not_before)) END AS at, min(d.priority) AS priority
+             FROM channels_app_delivery d WHERE NOT w.more AND d.address_id = w.id AND d.state = 'queued') q ON true
+           -- Where another drain talks to a chat, we look again and again and change nothing.
+           WHERE a.id = w.id AND (w.more OR w.buckets IS NOT NULL OR a.next_at IS DISTINCT FROM q.at OR a.priority <> q.priority)""",
         {
             "ids": [c[0] for c in changed],
             "logs": [c[1] for c in changed],
