@@ -244,6 +244,9 @@ class Transport:
         True  # where it `Polls`: about each message. False: what there is to hear comes all at once, whoever is asked about
     )
     listens: bool = False  # where it `Polls`: also without a message to ask about, for what comes on its own
+    # No two accounts give messages the same id: what a channel hears may be of a message of another channel of its kind (of the same account, with the
+    # same mailbox), and counts.
+    unique_ids: ClassVar[bool] = False
     demo: ClassVar[bool] = False  # plays inside the product: nothing leaves the house
     secret: ClassVar[frozenset[str]] = frozenset()  # settings that are write-only in forms and cut from every error
     Settings: ClassVar[type[Settings]] = Settings

@@ -16,7 +16,7 @@ from django.test import Client
 
 from channels_app import bounces, outbox
 from channels_app.http import DeliveryError, Http
-from channels_app.models import Channel, Delivery
+from channels_app.models import Channel, Delivery, EarlyReceipt
 from channels_app.transport import Callback, Update
 from channels_app.transports.email import Email
 from mapping.models import ContactPoint
@@ -426,6 +426,26 @@ def test_a_relay_that_refuses_everybody_does_not_end_everybodys_address(scene): 
         outbox.receipt(mail.id, row.message_id, "bounced", "550 5.1.1 user unknown", scene.now)
     assert Delivery.objects.filter(channel=mail, state="failed", fallback_at=scene.now).count() == 8
     assert ContactPoint.objects.filter(bounced_at=scene.now).count() == 5
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_channels_with_one_mailbox_hear_of_each_others_mails(scene):  # noqa: F811
+    with Mailbox() as relay:
+        settings = {"host": "127.0.0.1", "port": relay.port, "security": "none", "from_email": "oncall@mail.example.com"}
+        one, other = (
+            Channel.objects.create(kind="email", name=name, settings=settings, allowed_hosts=[relay.host]) for name in ("one", "other")
+        )
+        scene.page(outbox.To(one.id, "lee@example.com", scene.lee.id), outbox.To(one.id, "wang@example.com", scene.lee.id))
+        scene.run()
+    first, second = Delivery.objects.filter(channel=one, state="sent").order_by("id")
+    assert outbox.receipt(other.id, first.message_id, "failed", "552 5.2.2 full", scene.now)
+    EarlyReceipt.objects.create(channel=other, message_id=second.message_id, state="failed", reason="full", received_at=scene.now)
+    assert outbox.early(scene.now) == 1
+    assert Delivery.objects.filter(channel=one, state="failed", fallback_at=scene.now).count() == 2
+    # A gateway's ids are its own: another one may have given the same to another message.
+    gateways = [Channel.objects.create(kind="http_sms", name=name) for name in ("here", "there")]
+    Delivery.objects.filter(id=first.id).update(channel=gateways[0], state="sent")
+    assert not outbox.receipt(gateways[1].id, first.message_id, "failed", "", scene.now)
 
 
 @pytest.mark.django_db

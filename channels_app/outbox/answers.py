@@ -13,7 +13,8 @@ from django.utils.translation import gettext_noop
 
 from channels_app import policy
 from channels_app.compose import without_address
-from channels_app.models import Delivery, EarlyReceipt
+from channels_app.models import Channel, Delivery, EarlyReceipt
+from channels_app.transport import transports
 from mapping.clock import wake
 from mapping.models import ContactPoint
 
@@ -50,10 +51,12 @@ def early(now: datetime) -> int:
             log.info("%d receipts were about messages that are not ours", lost)
         cursor.execute(
             """DELETE FROM channels_app_earlyreceipt WHERE id IN (
-                 SELECT e.id FROM channels_app_earlyreceipt e WHERE EXISTS (
-                   SELECT FROM channels_app_delivery d WHERE d.message_id = e.message_id AND d.message_id <> '' AND d.channel_id = e.channel_id)
+                 SELECT e.id FROM channels_app_earlyreceipt e JOIN channels_app_channel c ON c.id = e.channel_id WHERE EXISTS (
+                   SELECT FROM channels_app_delivery d WHERE d.message_id = e.message_id AND d.message_id <> '' AND (d.channel_id = e.channel_id
+                     OR c.kind = ANY(%s) AND EXISTS (SELECT FROM channels_app_channel o WHERE o.id = d.channel_id AND o.kind = c.kind)))
                  ORDER BY e.id LIMIT 500 FOR UPDATE OF e SKIP LOCKED)
-               RETURNING id, channel_id, message_id, state, reason"""
+               RETURNING id, channel_id, message_id, state, reason""",
+            [_kinds_with_unique_ids()],
         )
         ready = sorted(cursor.fetchall())
         for _id, channel, message, state, reason in ready:
@@ -65,7 +68,11 @@ def early(now: datetime) -> int:
 
 def _apply(channel_id: int, message_id: str, state: str, reason: str, now: datetime) -> bool:
     """Whether the message is ours, whatever has become of it meanwhile. A bundle is one message of several deliveries."""
-    rows = list(Delivery.objects.select_for_update(no_key=True).filter(channel_id=channel_id, message_id=message_id).order_by("id"))
+    named = Delivery.objects.select_for_update(no_key=True, of=("self",)).filter(message_id=message_id).order_by("id")
+    rows = list(named.filter(channel_id=channel_id))
+    if not rows:  # two channels of one account: the vendor tells either of them
+        kind = Channel.objects.filter(id=channel_id, kind__in=_kinds_with_unique_ids()).values_list("kind", flat=True).first()
+        rows = list(named.filter(channel__kind=kind)) if kind else []
     sent = (Delivery.State.SENT, Delivery.State.BUNDLED)
     for row in rows:
         if row.state == Delivery.State.CANCELLED:
@@ -86,6 +93,10 @@ def _apply(channel_id: int, message_id: str, state: str, reason: str, now: datet
     if state == BOUNCED:
         _bounced(rows, reason, now)
     return bool(rows)
+
+
+def _kinds_with_unique_ids() -> list[str]:
+    return [kind for kind, style in transports().items() if style.unique_ids]
 
 
 def _plain(text: str, most: int) -> str:

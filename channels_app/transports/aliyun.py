@@ -180,6 +180,7 @@ class _Aliyun(approved.Approved):
     """What both services share: the signature, the table of refusals, the templates."""
 
     secret = frozenset({"access_key_secret"})
+    unique_ids = True  # one account may have one callback address
     Settings: ClassVar[type[_Settings]]
     total = 400  # characters of all variables: the vendor's 500 or 1,000 are of the whole text
 

@@ -183,6 +183,7 @@ class Email(Transport):
     secret = frozenset({"password", "bounce_password", "bounce_token", "bounce_key"})
     Settings = Settings
     asks_each = False  # the mailbox is read as a whole
+    unique_ids = True
 
     @property
     def listens(self) -> bool:

@@ -238,6 +238,7 @@ class _Tencent(approved.Approved):
     """What both services share: the signature, the table of refusals, the templates."""
 
     secret = frozenset({"secret_key"})
+    unique_ids = True  # one application has one callback address, and hands its states out once
     Settings: ClassVar[type[_Settings]]
     total: ClassVar[int] = 400  # characters of all variables: the vendor's 500 or 350 are of the whole text
     service: ClassVar[str] = ""
