@@ -67,7 +67,7 @@ def seed(login: dict[str, Any], base_url: str, webhook: str, smtp: str) -> Seede
 
 def _admin(login: dict[str, Any]) -> Member | None:
     """The demo's administrator, under whatever address; None when this login was written for another database."""
-    member = Member.objects.filter(id=login.get("admin")).first()
+    member = Member.objects.filter(id=int(login.get("admin") or 0)).first()
     return member if member is not None and member.created_at.isoformat() == login.get("made") else None
 
 

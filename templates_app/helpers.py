@@ -34,7 +34,7 @@ from markupsafe import Markup
 
 from templates_app.formats import SEVERITY_COLORS, safe_url
 from templates_app.meter import MAX_ITEMS, Refused, escaped, meter, safe, short, text_of, weight
-from templates_app.sandbox import ENVIRONMENT
+from templates_app.sandbox import ENVIRONMENT as ENVIRONMENT  # with the helpers in it: what render.py uses
 from templates_app.vocabulary import is_no_number
 from templates_app.wording import ago_text, duration_text, word
 
