@@ -28,7 +28,7 @@ def status_notices(told: Sequence[tuple[Incident, str, TimelineEntry]], batch: B
         if ids
         else ()
     ):
-        groups[int(topic or 0)][channel, target].append((run, layer))
+        groups[int(topic or 0)][channel, target].append((int(run or 0), int(layer or 0)))
     if not groups:
         return []
     runs = list(Run.objects.filter(incident_id__in=groups).order_by("id").values_list("id", "incident_id", "snapshot_id"))
