@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote, urlsplit
 
-SEVERITY_COLORS: Final = {"Critical": "#d93026", "Warning": "#e8710a", "Info": "#1a73e8", "Ok": "#188038"}
+SEVERITY_COLORS: Final = {"Critical": "#d93026", "Warning": "#c25400", "Info": "#1a73e8", "Ok": "#188038"}
 _GREY: Final = "#5f6368"
 
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u2028\u2029]")
