@@ -55,7 +55,7 @@ def seed(login: dict[str, Any], base_url: str, webhook: str, smtp: str) -> Seede
     shown = {"base_url": base_url}
     alive = Integration.objects.filter(status="enabled", workspace__status="enabled")
     for name, kind in (("push_url", "standard"), ("prometheus_url", "prometheus")):
-        if (row := alive.filter(id=login.get(kind)).first()) is not None:
+        if (row := alive.filter(id=login.get(kind) or 0).first()) is not None:
             shown[name] = f"{base_url}/event/push/alert/{kind}?integration_key={row.key}"
     admin = _admin(login)
     if admin is not None and admin.is_active:
@@ -67,7 +67,7 @@ def seed(login: dict[str, Any], base_url: str, webhook: str, smtp: str) -> Seede
 
 def _admin(login: dict[str, Any]) -> Member | None:
     """The demo's administrator, under whatever address; None when this login was written for another database."""
-    member = Member.objects.filter(id=int(login.get("admin") or 0)).first()
+    member = Member.objects.filter(id=login.get("admin")).first()
     return member if member is not None and member.created_at.isoformat() == login.get("made") else None
 
 
