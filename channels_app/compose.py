@@ -180,7 +180,8 @@ def compose(claimed: Claimed, now: datetime) -> tuple[Message, Rendered]:
         delivery_id=str(claimed.uid), attempt=claimed.attempt, possible_repeat=claimed.possible_repeat, event=said.event,
         severity=said.severity, subject=rendered.subject, text=rendered.text, html=rendered.html, sent_at=now,
         title=str(said.context.get("title") or ""), url=url, incident_id=str(said.context.get("id") or ""),
-        num=str(said.context.get("num") or ""), layer_idx=said.layer_idx, incidents=incidents, mentions=claimed.mentions,
+        num=str(said.context.get("num") or ""), layer_idx=said.layer_idx, incidents=incidents,
+        mentions=tuple(dict.fromkeys(who for one in (claimed, *claimed.bundle) for who in one.mentions)),
         language=claimed.language, idempotency_key=claimed.key, context=context,
     )  # fmt: skip
     return message, rendered

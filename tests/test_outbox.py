@@ -696,6 +696,17 @@ def test_a_storm_is_bundled_and_every_incident_is_named(scene):
     assert not Delivery.objects.exclude(state__in=["sent", "bundled"]).exists()
 
 
+def test_a_bundle_calls_everybody_whom_one_of_its_pages_calls(scene):
+    channel = limited(scene)
+    for topic in range(1, 31):
+        scene.page(outbox.To(channel.id, "", mentions=(f"u{topic}", "boss")), topic=topic)
+    scene.pass_time(600)
+    assert any(len(message.incidents) > 1 for _n, message, _a in Provider.got)
+    for _n, message, _a in Provider.got:
+        numbers = [int(one["num"], 16) for one in message.incidents]
+        assert message.mentions == (f"u{numbers[0]}", "boss", *(f"u{number}" for number in numbers[1:]))
+
+
 def test_a_storm_is_bundled_as_the_transport_counts(scene, monkeypatch):
     """An SMS of so many parts holds fewer than its characters say, and what were cut away would count as told."""
     monkeypatch.setattr(Chat, "holds", lambda _self, text: text.count("#") <= 3, raising=True)
