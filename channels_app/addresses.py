@@ -96,16 +96,18 @@ class _House:
 
 
 def reach(
-    member_ids: Iterable[int], severity: str, now: datetime, *, kinds: Sequence[str] | None = None, hush: bool = True
+    member_ids: Iterable[int], severity: str, now: datetime, *, kinds: Sequence[str] | None = None, hush: bool | None = None
 ) -> dict[int, list[Target | Missing]]:
-    """For each member the ways to reach them now, in order: by `kinds` (or families), or (None) by their own preference for the severity
-    and with their quiet hours (`hush`).
+    """For each member the ways to reach them now, in order: by `kinds` (or families), or (None) by their own preference for the severity.
+
+    `hush`: what falls into their quiet hours waits; None: by their own preference it does, by `kinds` it does not.
 
     Every wish ends in a Target or in a Missing that says why; a member for whom nothing at all can be said has one Missing.
     """
     ids = sorted(set(member_ids))
     if not ids:
         return {}
+    hush = kinds is None if hush is None else hush
     clocks = ("time_zone", "quiet_start", "quiet_end", "quiet_days", "quiet_breaks")
     active = {row.id: row.quiet for row in Member.objects.filter(id__in=ids, is_active=True).only("id", *clocks)}
     house = _House({row.id: row for row in Channel.objects.only(*FIELDS)}, set(), now)
@@ -135,7 +137,7 @@ def reach(
         if by_default:
             # Nobody asked for these: the ones that are not there are worth a word only when none is.
             found = [item for item in found if isinstance(item, Target)] or found
-        if kinds is None and hush and (quiet := active[member]) is not None:
+        if hush and (quiet := active[member]) is not None:
             found = [_hushed(item, quiet, severity, now) if isinstance(item, Target) else item for item in found]
         result[member] = _once(found) or [Missing("", gettext_noop("No channel is set up that reaches a person for this severity."))]
     return result
@@ -312,6 +314,16 @@ def _ways(wish: _Wish, person: _Person, house: _House) -> list[Target | Missing]
         channel = house.channels.get(wish.channel)
         if channel is None or channel.status != "enabled" or channel.owner_id not in (None, person.id):
             return [Missing(kind, gettext_noop("The channel of the preference is switched off."))]
+        if not _may(channel, person.id, person.teams):
+            # Its team, which the person has left, would be given links that act as them: another channel does the same.
+            other = [
+                item
+                for name in dict.fromkeys((kind, family(channel.kind)))
+                for item in _ways(replace(wish, kind=name, channel=None), person, house)
+            ]
+            return [item for item in other if isinstance(item, Target)] or [
+                Missing(kind, gettext_noop("The channel of the preference belongs to a team that the person is not in."))
+            ]
         if channel.kind not in known:
             return [Missing(kind, gettext_noop("This kind of channel does not exist any more."))]
         if not is_for_people(channel.kind):

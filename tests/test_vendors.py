@@ -1,13 +1,16 @@
 """Several vendors behind one kind, and people's own accounts: which channel is asked first, which next, and who is told by nothing."""
 
+import threading
 from collections import Counter
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from django.db import connection, transaction
 
 from channels_app import addresses, outbox, policy, transport
 from channels_app.addresses import Missing, Target
+from channels_app.book import Book
 from channels_app.http import DeliveryError
 from channels_app.models import Account, Channel, ChannelHealth, Delivery, Notification
 from channels_app.transport import Receipt
@@ -141,6 +144,19 @@ def test_a_channel_of_one_person_tells_them_and_nobody_else(lee):
     assert "switched off" in why(ways(kim))
     lee.preferences.create(severity="Critical", kind="chat", channel=own)
     assert by(ways(lee)) == [own.id]
+
+
+def test_a_preference_names_no_channel_of_a_team_that_the_person_has_left(lee):
+    phone(lee)
+    ours = Team.objects.create(name="X")
+    ours.members.add(lee)
+    gateway = channel("twilio_voice", team=ours)
+    lee.preferences.create(severity="Critical", kind="twilio_voice", channel=gateway, delay=30)
+    assert by(ways(lee)) == [gateway.id]
+    ours.members.remove(lee)
+    assert "team that the person is not in" in why(ways(lee))
+    shared = channel("aliyun_voice")
+    assert ways(lee) == [Target(shared.id, CHINA, 30, "aliyun_voice")]
 
 
 def test_a_channel_of_one_person_is_listed_for_them_and_chosen_in_no_rule(lee):
@@ -330,6 +346,54 @@ def test_what_a_person_wanted_later_leaves_now_as_the_fallback_of_what_has_faile
     assert sorted(story.names()[3:]) == ["bot", "mail"]
     story.pass_time(3600)
     assert len(Provider.got) == 6
+
+
+def test_in_place_of_a_silent_message_nothing_rings_in_quiet_hours(story):
+    Member.objects.filter(id=story.lee.id).update(quiet_start="22:00", quiet_end="07:00", time_zone="UTC")
+    bot, mail = story.channel("bot", "bot"), story.channel("mail", "mail", fallback_kinds=["sms"])
+    sms = story.channel("sms", "sms_one")
+    story.plan("mail", GONE)
+    letter = outbox.To(mail.id, "lee@example.com", story.lee.id)
+    for loop in range(3):
+        story.page(letter, severity="Warning", rank=2 if loop else 0)
+        story.pass_time(600)
+    held = Delivery.objects.get(channel=sms, state="queued")
+    assert (held.not_before, held.reason) == (NOW + timedelta(hours=4), "quiet hours until 07:00 UTC") and "sms" not in story.names()
+    story.page(letter, topic=2)  # Critical breaks quiet hours
+    story.plan("bot", GONE)
+    story.page(outbox.To(bot.id, "100", story.lee.id), letter, topic=3, severity="Warning")  # it rang for them, or was to
+    story.run()
+    assert story.names().count("sms") == 2
+    story.pass_time(4 * 3600)
+    assert story.names().count("sms") == 3
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_messages_that_fail_together_start_one_fallback(transactional_db, story):
+    bots = [story.channel(name, "bot", fallback_kinds=["sms"]) for name in ("one", "two")]
+    story.channel("sms", "sms_one")
+    story.page(*(outbox.To(bot.id, "100", story.lee.id) for bot in bots))
+    one, two = Delivery.objects.order_by("id")
+    Delivery.objects.filter(id=one.id).update(fallback_at=NOW)
+    book = Book()
+    book.refresh(NOW)
+
+    def other() -> None:
+        try:
+            # Another drain writes what it knew a little before.
+            Delivery.objects.filter(id=two.id).update(fallback_at=NOW - timedelta(milliseconds=9))
+            outbox.fallbacks(NOW, book)
+        finally:
+            connection.close()
+
+    with transaction.atomic():
+        outbox.fallbacks(NOW, book)
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join(0.3)  # it waits for the address
+    thread.join(5)
+    assert Delivery.objects.filter(fallback_of__isnull=False).count() == 1
+    assert outbox.fallbacks(NOW, book) <= 1 and not Delivery.objects.filter(channel__in=bots, fallback_at__isnull=False).exists()
 
 
 def test_a_mailbox_that_one_relay_refuses_for_good_is_not_waited_for(story):

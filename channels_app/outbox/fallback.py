@@ -1,8 +1,8 @@
 """Another way to the same person: when a budget is spent, a deadline would pass, or a channel is known not to reach them."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Mapping, Sequence, Set
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import connection, transaction
@@ -10,9 +10,12 @@ from django.db import connection, transaction
 from channels_app import addresses, policy
 from channels_app.book import Book
 from channels_app.models import Delivery
-from channels_app.outbox.posting import OVERTAKEN, Row, find_addresses, insert, replace_tried
+from channels_app.outbox.posting import OVERTAKEN, Row, find_addresses, insert, replace_earlier
 from channels_app.outbox.recording import exhaust
 from mapping.clock import wake
+
+# A severity, fallback kinds, and whether quiet hours hold for them.
+_Wanted = tuple[str, tuple[str, ...], bool]
 
 
 def fallbacks(now: datetime, notes: Book, *, limit: int = 200) -> int:
@@ -30,10 +33,11 @@ def fallbacks(now: datetime, notes: Book, *, limit: int = 200) -> int:
     if not due:
         return 0
     with transaction.atomic(), connection.cursor() as cursor:
-        rows, early = _replacements(due, now, notes)
+        rows, early, known = _replacements(due, now, notes)
         back = _overtaken(due, now)
         if rows or back:
             find_addresses([*rows, *(row for row, _pk, _of in back)])
+            rows = _still_missing(rows, known, notes)
         cursor.execute(
             """UPDATE channels_app_delivery d SET fallback_at = NULL WHERE d.id IN (
                  SELECT id FROM channels_app_delivery WHERE id = ANY(%s) AND fallback_at <= %s ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)
@@ -43,7 +47,7 @@ def fallbacks(now: datetime, notes: Book, *, limit: int = 200) -> int:
         mine = {pk for pk, withdrawn in cursor.fetchall() if not withdrawn}
         fresh = [row for row in rows if row.fallback_of in mine]
         if fresh:
-            replace_tried(fresh, now)
+            replace_earlier(fresh, now)
             insert(fresh, now)
         forward = [pk for pk, of in early if of in mine]
         if forward:
@@ -109,28 +113,37 @@ def _bring_forward(cursor: Any, ids: Sequence[int], now: datetime) -> None:
     cursor.execute("UPDATE channels_app_address SET next_at = LEAST(next_at, %s) WHERE id = ANY(%s)", [now, places])
 
 
-def _replacements(due: Sequence[Mapping[str, Any]], now: datetime, notes: Book) -> tuple[list[Row], list[tuple[int, int]]]:
-    """The messages that take over, and what waits already and is to leave now instead: (its id, the id of what has failed)."""
+def _replacements(due: Sequence[Mapping[str, Any]], now: datetime, notes: Book) -> tuple[list[Row], list[tuple[int, int]], set[int]]:
+    """The messages that take over; what waits already and is to leave now instead: (its id, the id of what has failed); and the ids of all
+    messages that were looked at."""
     tried: dict[tuple[int, int | None], list[int]] = defaultdict(list)
     waiting: dict[tuple[int, int | None], list[tuple[int, int]]] = defaultdict(list)
+    rung: set[tuple[int, int | None]] = set()
+    known: set[int] = set()
     for notification, member, pk, channel, state, attempts, not_before, reason in (
         Delivery.objects.filter(notification_id__in={row["notification_id"] for row in due})
         .order_by("id")
         .values_list("notification_id", "member_id", "id", "channel_id", "state", "attempts", "not_before", "reason")
     ):
+        known.add(pk)
         tried[notification, member].append(channel)
+        if attempts and channel in notes.channels and not addresses.is_silent(notes.channels[channel].kind):
+            rung.add((notification, member))
         # A reason that is there already is one to wait all the same: quiet hours.
         if member is not None and state == Delivery.State.QUEUED and not attempts and not_before > now and not reason:
             waiting[notification, member].append((pk, channel))
     people = [row for row in due if row["member_id"] is not None and row["channel_id"] in notes.channels]
     others = addresses.stand_ins({_asked(row) for row in people}, now)
-    kinds: dict[int, tuple[str, ...]] = {}
-    by_kinds: dict[tuple[str, tuple[str, ...]], set[int]] = defaultdict(set)
+    kinds: dict[int, _Wanted] = {}
+    by_kinds: dict[_Wanted, set[int]] = defaultdict(set)
     for row in people:
-        kinds[row["id"]] = wanted = _kinds(row["channel_id"], tried[row["notification_id"], row["member_id"]], notes)
+        wanted = _kinds(row["channel_id"], tried[row["notification_id"], row["member_id"]], notes)
+        # In place of what wakes nobody nothing rings either, unless it has rung for them already.
+        hush = addresses.is_silent(notes.channels[row["channel_id"]].kind) and (row["notification_id"], row["member_id"]) not in rung
+        kinds[row["id"]] = key = row["notification__severity"], wanted, hush
         if wanted:
-            by_kinds[row["notification__severity"], wanted].add(row["member_id"])
-    ways = {(severity, wanted): addresses.reach(members, severity, now, kinds=wanted) for (severity, wanted), members in by_kinds.items()}
+            by_kinds[key].add(row["member_id"])
+    ways = {key: addresses.reach(members, key[0], now, kinds=key[1], hush=key[2]) for key, members in by_kinds.items()}
     made: list[Row] = []
     early: list[tuple[int, int]] = []
     for row in due:
@@ -139,13 +152,15 @@ def _replacements(due: Sequence[Mapping[str, Any]], now: datetime, notes: Book) 
         severity, member = row["notification__severity"], row["member_id"]
         told = tried[row["notification_id"], member]
         to: list[tuple[int, str]]
+        held: dict[tuple[int, str], addresses.Target] = {}
         if member is None:
             to = _other_group(row["channel_id"], notes)
         else:
             to = [(pk, row["address__target"]) for pk in others.get(_asked(row), ()) if pk not in told][:1]
             if not to or _is_refused_mailbox(row, notes):
-                found = ways.get((severity, kinds.get(row["id"], ())), {}).get(member, ())
-                ways_left = [(item.channel_id, item.target) for item in found if isinstance(item, addresses.Target)]
+                found = ways[kinds[row["id"]]].get(member, ()) if kinds.get(row["id"]) in ways else ()
+                held = {(item.channel_id, item.target): item for item in found if isinstance(item, addresses.Target)}
+                ways_left = list(held)
                 families = {addresses.family(notes.channels[pk].kind) for pk, _target in ways_left if pk in notes.channels}
                 early += [
                     (pk, row["id"])
@@ -155,14 +170,39 @@ def _replacements(due: Sequence[Mapping[str, Any]], now: datetime, notes: Book) 
                 to += [place for place in ways_left if not _asked_already(place[0], told, notes)]
         to = [place for place in to if place[0] not in told]
         told += [pk for pk, _target in to]
-        made += [
-            Row(
-                row["notification_id"], row["topic"], place[0], place[1], member, row["priority"], True, row["survives_ack"], (), now,
-                now + policy.deadline(severity), row["give_up_at"], fallback_of=row["id"],
-            )
-            for place in to
-        ]  # fmt: skip
-    return made, early
+        for place in to:
+            way = held.get(place)
+            at = now + timedelta(seconds=way.delay if way is not None else 0)
+            made.append(
+                Row(
+                    row["notification_id"], row["topic"], place[0], place[1], member, row["priority"], True, row["survives_ack"], (), at,
+                    at + policy.deadline(severity), row["give_up_at"], fallback_of=row["id"], reason=way.reason if way is not None else "",
+                )
+            )  # fmt: skip
+    return made, early, known
+
+
+def _still_missing(rows: Sequence[Row], known: Set[int], notes: Book) -> list[Row]:
+    """Of the messages that are to take over, those that no other drain has made since we looked. Who starts the same fallback locks the same
+    addresses, so now that we have them its messages are there."""
+    if not rows:
+        return []
+    told: set[tuple[int, int | None, int | str]] = set()
+    for notification, member, channel in (
+        Delivery.objects.filter(notification_id__in={row.notification for row in rows})
+        .exclude(id__in=known)
+        .values_list("notification_id", "member_id", "channel_id")
+    ):
+        told.add((notification, member, channel))
+        if member is not None and channel in notes.channels:
+            told.add((notification, member, addresses.family(notes.channels[channel].kind)))
+    return [
+        row
+        for row in rows
+        if (row.notification, row.member, row.channel) not in told
+        and (row.notification, row.member, addresses.family(notes.channels[row.channel].kind) if row.channel in notes.channels else "")
+        not in told
+    ]
 
 
 def _is_refused_mailbox(row: Mapping[str, Any], notes: Book) -> bool:

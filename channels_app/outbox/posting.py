@@ -116,11 +116,17 @@ def post(notices: Sequence[Notice], now: datetime) -> list[int]:
                 )  # fmt: skip
         if rows:
             find_addresses(rows)
-            _replace_held(rows, now)
-            replace_tried(rows, now)
+            replace_earlier(rows, now)
             insert(rows, now)
     wake("drain")
     return ids
+
+
+def replace_earlier(rows: Sequence[Row], now: datetime) -> None:
+    """Earlier pages give way to these, which are about to be written, where both would only say the same twice. Addresses are locked already;
+    nothing waits for a delivery here."""
+    _replace_held(rows, now)
+    _replace_tried(rows, now)
 
 
 def _replace_held(rows: Sequence[Row], now: datetime) -> None:
@@ -134,7 +140,8 @@ def _replace_held(rows: Sequence[Row], now: datetime) -> None:
                  SELECT d.id FROM channels_app_delivery d
                  JOIN unnest(%s::bigint[], %s::bigint[], %s::text[], %s::bool[]) AS w(address, topic, reason, survives)
                    ON d.address_id = w.address AND d.topic = w.topic AND d.reason = w.reason AND d.survives_ack <= w.survives
-                 WHERE d.state = 'queued' AND d.is_page AND d.attempts = 0 AND d.not_before > %s ORDER BY d.id FOR NO KEY UPDATE OF d)
+                 WHERE d.state = 'queued' AND d.is_page AND d.attempts = 0 AND d.not_before > %s
+                 ORDER BY d.id FOR NO KEY UPDATE OF d SKIP LOCKED)
                UPDATE channels_app_delivery d SET state = 'cancelled', withdrawn = true, fallback_at = NULL, reason = %s, ended_at = %s
                FROM mine WHERE d.id = mine.id""",
             [
@@ -143,12 +150,12 @@ def _replace_held(rows: Sequence[Row], now: datetime) -> None:
         )  # fmt: skip
 
 
-def replace_tried(rows: Sequence[Row], now: datetime) -> None:
+def _replace_tried(rows: Sequence[Row], now: datetime) -> None:
     """Earlier pages about the same, at the same address, that are still being tried although their fallback has started give way to later ones:
     a provider that comes back after hours sends one page of an incident and not every loop of its outage.
 
     A later one goes on where the earlier one was: it leaves no later than that would have, its tries are counted on and it calls whom that was
-    to call. Addresses are locked already; nothing waits for a delivery here. First pages have no earlier ones, so a storm asks nothing.
+    to call. First pages have no earlier ones, so a storm asks nothing.
     """
     later = {
         (row.topic, row.address, row.member): row
