@@ -285,13 +285,12 @@ class Drain:
     def _ask(self, now: datetime) -> None:
         """Asks each channel whose transport `Polls` about its messages, unless its last question is still out; one that `listens`, without any too."""
         with self.guard:
-            wanted = {
-                pk: one.transport for pk, one in self.book.channels.items() if isinstance(one.transport, Polls) and pk not in self.asking
-            }
-        if not wanted:
+            able = {pk: one.transport for pk, one in self.book.channels.items() if one.transport is not None and pk not in self.asking}
+        polled = {pk: provider for pk, provider in able.items() if isinstance(provider, Polls)}
+        if not polled:
             return
-        messages = outbox.to_ask(wanted, now)
-        wanted = {pk: provider for pk, provider in wanted.items() if messages.get(pk) or provider.listens}
+        messages = outbox.to_ask(polled, now)
+        wanted = {pk: provider for pk, provider in polled.items() if provider.listens or messages.get(pk)}
         with self.guard:
             self.asking |= wanted.keys()
             self.unrecorded += len(wanted)  # what a provider told once is not told again: we do not end before it is written

@@ -185,12 +185,9 @@ class Email(Transport):
     asks_each = False  # the mailbox is read as a whole
     unique_ids = True
 
-    @property
-    def listens(self) -> bool:
-        return bool(self.settings.get("bounce_protocol"))
-
     def __init__(self, settings: Mapping[str, Any], http: Http, callback_url: str = "") -> None:
         super().__init__(settings, http, callback_url)
+        self.listens = bool(self.settings.get("bounce_protocol"))
         self._idle: list[tuple[float, _Backend]] = []
         self._lock = threading.Lock()
 
