@@ -6,10 +6,12 @@ the drain is made of: `claim`, `record`, `early`, `to_ask`, `silences`, `fallbac
 What holds at every line, whatever dies:
 - A request leaves only after its row was set to `sending` in the statement that re-read its state, so after an acknowledgement was
   answered nothing new leaves. A result is written only where the row is still `sending` for this attempt and this holder.
+- A lease is for a node that vanished. On one's own node the holder's lock tells who lives, and who lives may hold results that wait for the
+  database: they are never thrown away (`tasks.Drain._bury`; after an outage `repair.pulse` gives other nodes time to write theirs).
 - The lease of an address is the leases of its deliveries in flight: where a transport takes one request at a time, an address with a row
   in `sending` (of any drain on any node) is left alone. No row lock is held while a request is out.
 - Lock order: Address, then Delivery, then ChannelHealth, each by id. `claim` and `fallbacks` never wait for a lock on a Delivery, so `claim`
-  may lock the ChannelHealth of what is limited as a whole before it takes deliveries. Whoever calls `post` and `cancel` in one transaction
+  may lock the ChannelHealth of what is limited as a whole or probed before it takes deliveries. Whoever calls `post` and `cancel` in one transaction
   calls `post` first.
 - What a sender comes to only long after its claim is not sent but looked at again (`policy.stale_after`): somebody may have acknowledged.
 - `Address.next_at` is never later than the earliest `not_before` of what is queued there, unless the provider makes it wait.
