@@ -209,7 +209,9 @@ def test_a_webhook_of_ones_own_is_a_channel_that_only_its_owner_uses(lee, client
 
 
 def test_what_is_wrong_with_a_webhook_is_said_and_five_are_enough(lee, client):
-    assert "note bad" in do(client, "own_add", kind="slack", **{"set-url": "https://evil.example.com/hook"})
+    typed = {"kind": "slack", "label": "My own DM", "set-url": "https://evil.example.com/hook"}
+    text = client.post("/me/", {"do": "own_add", **typed}).content.decode()
+    assert "note bad" in text and all(f'value="{value}"' in text for value in typed.values()) and "<details open>" in text
     assert "There is no such kind" in do(client, "own_add", kind="webhook", **{"set-url": "https://example.com"})
     assert "There is no such kind" in do(client, "own_add", kind="telegram")
     assert client.get("/me/?own=webhook").status_code == 200

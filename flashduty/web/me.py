@@ -238,7 +238,14 @@ def _add_account(request: HttpRequest, member: Member, now: datetime) -> Done:
 
 
 def _add_own(request: HttpRequest, member: Member, now: datetime) -> Done:
-    account = accounts.add_own(member, request.POST.get("kind", ""), request.POST)
+    kind = request.POST.get("kind", "")
+    try:
+        account = accounts.add_own(member, kind, request.POST)
+    except ValidationError:
+        own = accounts.own_form(kind, request.POST)
+        if own is None or own.form.is_valid():
+            raise
+        return {"own": own, "own_label": request.POST.get("label", "")[:100]}  # as it was typed; each field says what is wrong with it
     messages.info(request, _("%(name)s is added. It is told nothing until it is verified: send a code to it.") % {"name": account})
     return None
 
