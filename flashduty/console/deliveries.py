@@ -6,6 +6,7 @@ from django.contrib import admin, messages
 from django.db import models, transaction
 from django.db.models import OuterRef, Subquery
 from django.http import HttpRequest
+from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
@@ -133,7 +134,10 @@ class DeliveryAdmin(MachineAdmin):
         obj = kwargs.get("obj")
         context["moving"] = obj is not None and obj.state in ("queued", "sending")
         context["topic"] = obj.topic if obj is not None else None
-        context["unanswered"] = obj is not None and obj.state == "failed" and addresses.family(obj.channel.kind) == "voice"
+        # A call that the vendor took: what never left has its reason, and it is not at the phone.
+        called = obj is not None and obj.sent_at is not None and addresses.family(obj.channel.kind) == "voice"
+        context["unanswered"] = called and obj.state in ("failed", "unknown")
+        context["card"] = reverse("admin:mapping_member_contacts", args=[obj.member_id]) if called and obj.member_id else ""
         return super().render_change_form(request, context, *args, **kwargs)
 
     @admin.action(description=gettext_lazy("Try again"), permissions=["act"])
