@@ -362,6 +362,23 @@ def test_a_bot_with_several_chats_is_set_up_and_its_token_stays_at_its_server(ho
     assert channel.settings["api_base"] == "https://api.telegram.org"
 
 
+def test_a_webhook_of_ones_own_is_pointed_elsewhere_only_where_the_new_place_proves_itself(house: House):
+    owner = house.people["manager"]
+    settings = {"url": "https://open.feishu.cn/open-apis/bot/v2/hook/mine", "secret": "", "keyword": "pages"}
+    channel = Channel.objects.create(kind="feishu", name="Mine", owner=owner, settings=settings)
+    Account.objects.create(member=owner, channel=channel, verified_at=db_now())
+    evil = {"set_url": "https://open.feishu.cn/open-apis/bot/v2/hook/evil", "set_secret": "x", "set_keyword": "evil", "team": house.own.pk}
+    for role in ("administrator", "manager"):
+        client, url = house.client(role), page(ImBot, "change", channel.pk)
+        shown = client.get(url).content.decode()
+        assert "set_url" not in shown and 'name="team"' not in shown and "keyword: pages" in shown and owner.name in shown
+        data = {"name": "Mine", "position": 0, "status": "disabled" if role == "manager" else "enabled"}
+        assert client.post(url, data | evil).status_code == 302
+        assert client.post(reverse("admin:flashduty_imbot_try_saved", args=[channel.pk]), data | evil).status_code == 403
+    channel.refresh_from_db()
+    assert (channel.settings, channel.team_id, channel.status) == (settings, None, "disabled")
+
+
 def test_only_administrators_open_the_network(house: House):
     channel = Channel.objects.get(team=house.own, kind="webhook")
     data = {"name": "W", "team": house.own.pk, "status": "enabled", "position": 0, "allowed_hosts": "10.0.0.1:80", "proxy": "http://p:1"}

@@ -1,15 +1,18 @@
 """Console pages of people and of the channels that call them: regions and shares, the numbers that call, and why a call may not be answered."""
 
+import json
 from typing import Any
 
 import pytest
-from django.test import Client
+from django.contrib.admin.models import LogEntry
+from django.test import Client, RequestFactory
 from django.urls import reverse
+from django.views.defaults import server_error
 
 from channels_app.models import Account, Address, Channel, Delivery, Notification
 from escalation import explain
 from mapping.clock import db_now
-from mapping.models import ContactPoint, Member
+from mapping.models import ContactPoint, Installation, Member, Team
 from tests.world import layer
 
 pytestmark = pytest.mark.django_db
@@ -48,6 +51,17 @@ ALI = {
 }  # fmt: skip
 
 
+def test_a_channels_fallback_is_the_usual_one_or_a_chosen_one_or_none(boss, client):
+    channel = Channel.objects.create(kind="aliyun_voice", name="Ali", settings=ALI)
+    shown = {f"set_{name}": value for name, value in ALI.items()}
+    for chosen, kept in (([], None), (["email"], ["email"]), (["-"], [])):
+        assert edit(client, channel, **shown, fallback_kinds=chosen) == ""
+        assert channel.fallback_kinds == kept
+    assert "either" in edit(client, channel, **shown, fallback_kinds=["email", "-"]) and channel.fallback_kinds == []
+    page = client.get(reverse("admin:flashduty_classic_change", args=[channel.pk]))
+    assert page.context["adminform"].form["fallback_kinds"].value() == ["-"]
+
+
 def test_a_mail_channel_has_a_share_and_no_regions_a_bot_neither(boss, client):
     mail = Channel.objects.create(kind="email", name="Mail", settings={"host": "mail.example.com"})
     page = client.get(reverse("admin:flashduty_classic_change", args=[mail.pk])).content.decode()
@@ -82,6 +96,67 @@ def test_an_account_is_seen_and_unlinked_by_administrators_and_added_by_nobody(b
     assert not Account.objects.exists()
 
 
+def member_form(member: Member, **changes: str) -> dict[str, str]:
+    return {
+        "name": member.name, "email": member.email, "role": member.role, "time_zone": "UTC", "language": "en", "is_active": "on", **changes,
+    }  # fmt: skip
+
+
+def test_one_administrator_always_remains(boss, client):
+    url = reverse("admin:mapping_member_change", args=[boss.pk])
+    for change in ({"role": "manager"}, {"is_active": ""}):
+        answer = client.post(url, member_form(boss, **change))
+        assert answer.status_code == 200 and "the last administrator" in answer.content.decode()
+    assert client.post(url, member_form(boss, name="Boss II")).status_code == 302
+    Member.objects.create_user("deputy@example.com", "Deputy", role="administrator", is_active=False)
+    assert client.post(url, member_form(boss, role="manager")).status_code == 200  # who is not active cannot sign in
+    Member.objects.filter(name="Deputy").update(is_active=True)
+    assert client.post(url, member_form(boss, role="manager")).status_code == 302
+    boss.refresh_from_db()
+    assert (boss.role, boss.is_active) == ("manager", True)
+
+
+def test_deactivating_is_offered_to_administrators_alone(boss, client):
+    url = reverse("admin:mapping_member_changelist")
+    assert 'value="deactivate"' in client.get(url).content.decode()
+    lee = Member.objects.create_user("lee@example.com", "Lee", role="manager")
+    team = Team.objects.create(name="Web")
+    team.members.add(lee, Member.objects.create_user("kim@example.com", "Kim"))
+    client.force_login(lee)
+    assert 'value="deactivate"' not in client.get(url).content.decode()
+    client.post(url, {"action": "deactivate", "_selected_action": [row.pk for row in team.members.all()]})
+    assert all(row.is_active for row in team.members.all())
+
+
+def test_refusals_and_failures_lead_back_to_the_console(boss, client, django_assert_num_queries):
+    kim = Member.objects.create_user("kim@example.com", "Kim", language="zh-hans")
+    client.force_login(kim)
+    answer = client.get(reverse("admin:mapping_member_add"))
+    assert answer.status_code == 403 and 'lang="zh-hans"' in answer.content.decode() and 'href="/"' in answer.content.decode()
+    answer = client.get("/nothing/here/")
+    assert answer.status_code == 404 and 'href="/"' in answer.content.decode()
+    with django_assert_num_queries(0):
+        failure = server_error(RequestFactory().get("/"))
+        assert failure.status_code == 500 and "It has been logged" in failure.content.decode()
+    stale = Client(enforce_csrf_checks=True).post("/admin/login/", {"username": "x"})
+    assert stale.status_code == 403 and "out of date" in stale.content.decode()
+
+
+def test_the_history_speaks_the_installations_language_whoever_wrote_it(boss, client):
+    Member.objects.filter(pk=boss.pk).update(language="zh-hans")
+    team = Team.objects.create(name="Web")
+    data = {"name": "Web shop", "status": "disabled", "description": "", "members": []}
+    assert client.post(reverse("admin:mapping_team_change", args=[team.pk]), data).status_code == 302
+    client.post(reverse("admin:mapping_team_changelist"), {"action": "retire", "_selected_action": [team.pk]})
+    said = [line for entry in LogEntry.objects.order_by("id") for line in json.loads(entry.change_message)[0]["changed"]["fields"]]
+    assert said == ["name: Web → Web shop", "status: Enabled → Disabled", "status: Disabled → Deleted"]
+    site = Installation.get()
+    data = {"name": site.name, "language": "zh-hans", "support_contact": "", "retention_days": site.retention_days}
+    assert client.post(reverse("admin:mapping_installation_change", args=[site.pk]), data).status_code == 302
+    (line,) = json.loads(LogEntry.objects.latest("id").change_message)[0]["changed"]["fields"]
+    assert line == "default language: English → Chinese (simplified)"
+
+
 def test_where_a_call_was_not_answered_it_is_said_what_may_block_it(world, client):
     lee = world.person("Lee", ["sandbox_voice"], role="administrator")
     world.rule(layer(lee))
@@ -92,8 +167,19 @@ def test_where_a_call_was_not_answered_it_is_said_what_may_block_it(world, clien
     url = reverse("admin:channels_app_delivery_change", args=[delivery.pk])
     page = f"/i/{explain.hex_id(world.incident().created_at, world.incident().pk)}/"
     words = "Why a call may not have reached the phone"
-    assert words not in client.get(url).content.decode() and words not in client.get(page).content.decode()
+
+    def is_said() -> list[bool]:
+        return [words in client.get(address).content.decode() for address in (url, page)]
+
+    assert is_said() == [False, False]
+    taken = delivery.sent_at
+    Delivery.objects.update(state="failed", sent_at=None, reason="the vendor refused the call")
+    assert is_said() == [False, False]
+    Delivery.objects.update(state="unknown", sent_at=taken)
+    assert is_said() == [True, True]
     Delivery.objects.update(state="failed", reason="nobody picked up")
+    assert reverse("me_contacts") in client.get(page).content.decode()
+    assert reverse("admin:mapping_member_contacts", args=[lee.pk]) in client.get(url).content.decode()
     assert words in client.get(url).content.decode() and words in client.get(page).content.decode()
     assert "ported" in client.get(url).content.decode()
     world.do("close")

@@ -16,7 +16,7 @@ from django.contrib.admin.models import LogEntry
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import models, transaction
 from django.http import HttpRequest
-from django.utils import timezone
+from django.utils import timezone, translation
 from django.utils.formats import date_format
 from django.utils.html import conditional_escape
 from django.utils.text import capfirst
@@ -32,7 +32,7 @@ from escalation.models import Event, Incident, Integration, Layer, LayerChannel,
 from escalation.models.rule import EscalationRule
 from escalation.models.workspace import InWorkspace
 from mapping.crypto import EncryptedJSONField, EncryptedTextField
-from mapping.models import MappingEntry, MappingTable, Member, Team
+from mapping.models import Installation, MappingEntry, MappingTable, Member, Team
 from mapping.visibility import Role, Status
 from templates_app.models import Template, TemplateSet
 
@@ -226,6 +226,15 @@ class JsonField(transport.JsonField):
 
 # ---- what changed --------------------------------------------------------------------------------------------------------------------
 
+
+def kept_language(request: HttpRequest) -> Any:
+    """A context in the installation's language: the history is for everybody, whatever whoever made the change reads."""
+    # Asked once a request: before and after a change are told in one language, although it may be the language that is changed.
+    if "_console_language" not in request.__dict__:
+        request._console_language = Installation.get().language  # type: ignore[attr-defined]
+    return translation.override(request._console_language)  # type: ignore[attr-defined]
+
+
 Shown = dict[str, tuple[Any, str]]  # label -> (what is compared, what the history says)
 
 
@@ -405,9 +414,14 @@ class VisibleAdmin(ModelAdmin):
             found |= describe(part, prefix)
         return found
 
+    def history_of(self, request: HttpRequest, obj: models.Model) -> Shown:
+        """`story_of` in the language in which the history is kept."""
+        with kept_language(request):
+            return self.story_of(obj)
+
     def save_model(self, request: HttpRequest, obj: models.Model, form: Any, change: bool) -> None:
         if change:
-            request._console_before = self.story_of(self.model._default_manager.get(pk=obj.pk))  # type: ignore[attr-defined]
+            request._console_before = self.history_of(request, self.model._default_manager.get(pk=obj.pk))  # type: ignore[attr-defined]
         super().save_model(request, obj, form, change)
 
     def construct_change_message(self, request: HttpRequest, form: Any, formsets: Any, add: bool = False) -> Any:
@@ -416,7 +430,9 @@ class VisibleAdmin(ModelAdmin):
         before = getattr(request, "_console_before", None)
         if before is None:
             return super().construct_change_message(request, form, formsets, add)
-        lines = differences(before, self.story_of(self.model._default_manager.get(pk=form.instance.pk)))
+        after = self.history_of(request, self.model._default_manager.get(pk=form.instance.pk))
+        with kept_language(request):
+            lines = differences(before, after)
         return [{"changed": {"fields": lines}}] if lines else []
 
     def history_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> Any:
@@ -431,11 +447,12 @@ class VisibleAdmin(ModelAdmin):
         with transaction.atomic():
             mine = list(queryset.filter(pk__in=changeable(self.model, request.user).values("pk")).exclude(status=Status.DELETED))
             for row in mine:
-                old = row.get_status_display()
-                row.status = Status.DELETED
+                with kept_language(request):
+                    old = str(row.get_status_display())
+                    row.status = Status.DELETED
+                    line = f"{row._meta.get_field('status').verbose_name}: {old} → {row.get_status_display()}"
                 row.save(update_fields=["status"])
-                new = row.get_status_display()
-                self.log_change(request, row, [{"changed": {"fields": [f"{row._meta.get_field('status').verbose_name}: {old} → {new}"]}}])
+                self.log_change(request, row, [{"changed": {"fields": [line]}}])
             self.retired(mine)
         left = queryset.exclude(status=Status.DELETED).count()
         self.message_user(request, _("Retired: %(count)d.") % {"count": len(mine)}, messages.SUCCESS if mine else messages.WARNING)
@@ -540,5 +557,7 @@ def deny_unless(condition: bool) -> None:
 
 
 def log(request: HttpRequest, obj: models.Model, text: str) -> None:
-    """One line in the history of a row, for a button that is no form."""
+    """One line in the history of a row, for a button that is no form; `text` is marked for translation and not translated yet."""
+    with kept_language(request):
+        text = _(text)
     LogEntry.objects.log_actions(request.user.pk or 0, [obj], 2, [{"changed": {"fields": [text]}}], single_object=True)

@@ -14,7 +14,7 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.html import conditional_escape, format_html
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy, ngettext
+from django.utils.translation import gettext_lazy, gettext_noop, ngettext
 from django.views.decorators.http import require_POST
 from unfold.decorators import display
 from unfold.widgets import (
@@ -27,7 +27,7 @@ from unfold.widgets import (
     UnfoldBooleanSwitchWidget,
 )  # fmt: skip
 
-from channels_app import addresses, limits, transport
+from channels_app import addresses, book, limits, transport
 from channels_app.http import Http
 from channels_app.models import Channel, ChannelHealth, Delivery
 from flashduty.console import testing
@@ -48,6 +48,7 @@ from mapping.clock import db_now
 
 PREFIX = "set_"
 CLEAR = "clear_"
+NO_FALLBACK = "-"
 # Where a stored secret would be sent to: when one of these changes, the secret has to be typed again.
 PLACES = frozenset({"host", "port", "security", "tls", "protocol", "url", "server", "endpoint", "api_base"})
 
@@ -213,6 +214,8 @@ class ChannelForm(VisibleForm):
         stored = self.instance.settings if self.instance.pk else {}
         if "fallback_kinds" in self.fields:
             self._offer_fallbacks(self.fields["fallback_kinds"])
+            if self.instance.fallback_kinds == []:
+                self.initial["fallback_kinds"] = [NO_FALLBACK]
         if "limits" in self.fields and (declared := limit_words(self.style.limits, self.style)):
             said = conditional_escape(_("What the provider takes: %(limits)s.") % {"limits": declared})
             self.fields["limits"].help_text = format_html("{} {}", said, self.fields["limits"].help_text)
@@ -253,13 +256,21 @@ class ChannelForm(VisibleForm):
             if name != mine and name in {addresses.family(kind) for kind in addresses.kinds_for_people()}
         ]
         field.choices = [(name, addresses.label(name)) for name in dict.fromkeys([*families, *kept])]
+        if self.style.fallback_kinds:
+            field.choices = [*field.choices, (NO_FALLBACK, _("no fallback"))]
         otherwise = ", ".join(addresses.label(name) for name in self.style.fallback_kinds)
         words = _("Tried for the same person, at once, when this channel fails.")
         more = _("None chosen: %(kinds)s.") % {"kinds": otherwise} if otherwise else _("None chosen: nothing else is tried.")
         field.help_text = conditional_escape(f"{words} {more}")
 
     def clean_fallback_kinds(self) -> list[str] | None:
-        return self.cleaned_data["fallback_kinds"] or None
+        """None: what the kind has by itself; an empty list: nothing at all."""
+        chosen = self.cleaned_data["fallback_kinds"]
+        if NO_FALLBACK not in chosen:
+            return chosen or None
+        if chosen != [NO_FALLBACK]:
+            raise ValidationError(_("Choose either what is tried, or no fallback."))
+        return []
 
     def clean_weight(self) -> int:
         return self.cleaned_data["weight"] or 0
@@ -308,6 +319,14 @@ class ChannelForm(VisibleForm):
             if any((values[place] or "") != (before.get(place) or "") for place in places_of(name, known) - set(kept)):
                 self.add_error(PREFIX + name, _("It would be sent to another place than before: enter it again."))
         self.typed = inner.cleaned_data
+        is_new = self.cleaned_data.get("status") == "enabled" and "url" not in kept and not self.errors
+        if is_new and book.is_taken(self.style.kind, self.typed, besides=self.instance.pk):
+            self.add_error(
+                PREFIX + "url",
+                _(
+                    "Another channel writes to this address already, and the provider's limits hold for both together: use that one, or disable it."
+                ),
+            )
         if not self.errors:
             self.instance.settings = self.typed
         return data
@@ -351,6 +370,11 @@ def channel_form(kind: str) -> type[ChannelForm]:
 # ---- channels ------------------------------------------------------------------------------------------------------------------------
 
 
+def _is_own(channel: Channel | None) -> bool:
+    """Whether it is somebody's own webhook, which writes to them alone."""
+    return channel is not None and channel.owner_id is not None
+
+
 class ChannelAdmin(VisibleAdmin):
     """One menu group of channels."""
 
@@ -359,7 +383,7 @@ class ChannelAdmin(VisibleAdmin):
     list_select_related = ("team", "health")
     list_filter = (StatusFilter, "kind", ("team", VisibleRelatedFilter))
     search_fields = ("name",)
-    readonly_fields = ("shown_kind", "shown_settings", "health_words", "last_success", "callback_url", "this_month")
+    readonly_fields = ("shown_kind", "shown_settings", "health_words", "last_success", "callback_url", "this_month", "owner")
     change_form_template = "admin/channels_app/channel/change_form.html"
 
     class Media:
@@ -379,7 +403,9 @@ class ChannelAdmin(VisibleAdmin):
         return wanted if wanted in known else (known[0] if known else "")
 
     def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
-        kwargs["form"] = channel_form(self._kind(request, obj))
+        kind = self._kind(request, obj)
+        # A webhook of one's own is only ever pointed somewhere on its owner's page, where the new place has to prove itself.
+        kwargs["form"] = type("OwnForm", (ChannelForm,), {"style": transport.get(kind)}) if _is_own(obj) else channel_form(kind)
         return super().get_form(request, obj, change, **kwargs)
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
@@ -388,8 +414,11 @@ class ChannelAdmin(VisibleAdmin):
         if obj is not None and not self.has_change_permission(request, obj):
             return ((None, {"fields": (*basics, "shown_settings", "health_state", "last_success")}),)
         inner: list[str] = []
+        if _is_own(obj):
+            basics = ["shown_kind", "name", "owner", "status"]
+            inner = ["shown_settings"]
         # The address of an API is for the few whom the usual one does not suit.
-        for name, field in sorted(style.Settings.base_fields.items(), key=lambda item: item[0] == "api_base"):
+        for name, field in () if inner else sorted(style.Settings.base_fields.items(), key=lambda item: item[0] == "api_base"):
             inner.append(PREFIX + name)
             if name in style.secret and not field.required and obj is not None and obj.settings.get(name):
                 inner.append(CLEAR + name)
@@ -486,7 +515,7 @@ class ChannelAdmin(VisibleAdmin):
         """Whether the person may send by what stands in the form: who may save it may try it."""
         if obj is None:
             return self.has_add_permission(request)
-        return self.has_change_permission(request, obj) and testing.may_test(request.user, obj)
+        return not _is_own(obj) and self.has_change_permission(request, obj) and testing.may_test(request.user, obj)
 
     def _form_as_sent(self, request: HttpRequest, pk: int | None) -> ChannelForm:
         """The form as it stands in the browser, bound; of a saved channel its secrets that were left empty are the stored ones."""
@@ -505,7 +534,7 @@ class ChannelAdmin(VisibleAdmin):
         channel = form.as_typed()
         answer = testing.answer_test(request, channel, request.POST.get("test_to", ""))
         if pk is not None:
-            log(request, channel, _("test of the connection"))
+            log(request, channel, gettext_noop("test of the connection"))
         return answer
 
     def chats(self, request: HttpRequest, pk: int | None = None) -> HttpResponse:
@@ -525,7 +554,7 @@ class ChannelAdmin(VisibleAdmin):
         except ValidationError as error:
             self.message_user(request, " ".join(error.messages), messages.ERROR)
             return back
-        log(request, channel, _("test: sent"))
+        log(request, channel, gettext_noop("test: sent"))
         return HttpResponseRedirect(reverse("admin:channels_app_delivery_change", args=[delivery]))
 
     @display(description=gettext_lazy("kind"))

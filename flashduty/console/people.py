@@ -16,7 +16,7 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.decorators import method_decorator
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, gettext_noop
 from django.views.decorators.debug import sensitive_post_parameters
 from unfold.decorators import display
 from unfold.widgets import (
@@ -46,7 +46,7 @@ from flashduty.web.me import card_response
 from mapping.clock import db_now
 from mapping.models import ApiKey, ContactPoint, Device, Installation, MappingEntry, MappingTable, Member, Team, Throttle
 from mapping.models.contact_point import mask
-from mapping.visibility import Status
+from mapping.visibility import Role, Status
 
 
 def zones() -> list[tuple[str, str]]:
@@ -67,6 +67,13 @@ class MemberForm(VisibleForm):
     class Meta:
         model = Member
         fields = ("email", "name", "role", "supervisor", "time_zone", "language", "ref_id", "is_active", "may_use_sandbox")
+
+    def clean(self) -> Any:
+        data = super().clean() or self.cleaned_data
+        stays = data.get("role", self.instance.role) == Role.ADMINISTRATOR and data.get("is_active", self.instance.is_active)
+        if self.instance.is_administrator and not stays and Member.lock_administrators() <= {self.instance.pk}:
+            raise forms.ValidationError(_("This is the last administrator: make somebody else one first."))
+        return data
 
 
 class PasswordForm(SetPasswordMixin, forms.Form):
@@ -137,14 +144,18 @@ class MemberAdmin(VisibleAdmin):
         viewer: Any = asking().user
         return "; ".join(f"{point.shown_to(viewer)} ({state_of(point)})" for point in member.contact_points.all()) or "-"
 
-    @admin.action(description=gettext_lazy("Deactivate"), permissions=["change"])
+    def has_administer_permission(self, request: HttpRequest) -> bool:
+        """Whether an action for administrators alone is offered and carried out."""
+        return request.user.is_administrator  # type: ignore[union-attr]
+
+    @admin.action(description=gettext_lazy("Deactivate"), permissions=["administer"])
     def deactivate(self, request: HttpRequest, queryset: models.QuerySet) -> None:
-        deny_unless(request.user.is_administrator)  # type: ignore[union-attr]
         with transaction.atomic():
+            deny_unless(request.user.pk in Member.lock_administrators())  # one remains, whoever else is at it
             mine = list(changeable(Member, request.user).filter(pk__in=queryset.values("pk"), is_active=True).exclude(pk=request.user.pk))
             Member.objects.filter(pk__in=[row.pk for row in mine]).update(is_active=False)
             for row in mine:
-                log(request, row, _("active: yes → no"))
+                log(request, row, gettext_noop("active: yes → no"))
         self.message_user(request, _("Deactivated: %(count)d.") % {"count": len(mine)}, messages.SUCCESS)
 
     def get_urls(self) -> list[URLPattern]:
@@ -172,7 +183,7 @@ class MemberAdmin(VisibleAdmin):
         if form.is_valid():
             member.set_password(form.cleaned_data["password1"])
             member.save(update_fields=["password"])
-            log(request, member, _("password: changed"))
+            log(request, member, gettext_noop("password: changed"))
             self.message_user(request, _("%(name)s has a new password; their sessions are over.") % {"name": member.name}, messages.SUCCESS)
             return HttpResponseRedirect(reverse("admin:mapping_member_change", args=[member.pk]))
         context = self.admin_site.each_context(request) | {

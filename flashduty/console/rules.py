@@ -17,7 +17,7 @@ from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, gettext_noop
 from django.views.decorators.http import require_POST
 from unfold.decorators import display
 from unfold.forms import PaginationInlineFormSet
@@ -183,7 +183,11 @@ class IntegrationAdmin(VisibleAdmin):
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         basics = (None, {"fields": ("name", ("workspace", "kind"), "status")})
-        limits = (gettext_lazy("Limits"), {"fields": (("limit_per_second", "limit_per_minute"),)})
+        words = gettext_lazy(
+            "For the whole installation. Every web process allows its share of them and none for the others: "
+            "set FLASHDUTY_WEB_PROCESSES to the number of nodes with a web server."
+        )
+        limits = (gettext_lazy("Limits"), {"fields": (("limit_per_second", "limit_per_minute"),), "description": words})
         if obj is None:
             return (basics, limits)
         # The push URL is a key: only for whoever may change the integration.
@@ -214,7 +218,7 @@ class IntegrationAdmin(VisibleAdmin):
             integration = get_object_or_404(self.get_queryset(request).select_related(None).select_for_update(of=("self",)), pk=pk)
             deny_unless(self.has_change_permission(request, integration))
             integration.rotate(db_now())
-            log(request, integration, _("key: rotated"))
+            log(request, integration, gettext_noop("key: rotated"))
         self.message_user(request, _("There is a new key. The old one works until the time shown below."), messages.SUCCESS)
         return HttpResponseRedirect(reverse("admin:escalation_integration_change", args=[pk]))
 
@@ -479,7 +483,7 @@ class RuleAdmin(VisibleAdmin):
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
         if not change:
             return super().save_model(request, obj, form, change)
-        request._console_before = self.story_of(EscalationRule.objects.get(pk=obj.pk))  # type: ignore[attr-defined]
+        request._console_before = self.history_of(request, EscalationRule.objects.get(pk=obj.pk))  # type: ignore[attr-defined]
         # Never the version: two people who save at once would both write the number after the one they read, and runs keep rules by it.
         written = [field.name for field in obj._meta.concrete_fields if field.name not in ("id", "version", "created_at")]
         obj.save(update_fields=written)

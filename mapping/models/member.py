@@ -131,6 +131,12 @@ class Member(AbstractBaseUser):
     def is_administrator(self) -> bool:
         return self.is_active and self.role == Role.ADMINISTRATOR
 
+    @classmethod
+    def lock_administrators(cls) -> set[int]:
+        """Ids of the active administrators, locked to the end of the transaction: two of them cannot take each other's rights at once."""
+        rows = cls.objects.select_for_update(no_key=True).filter(role=Role.ADMINISTRATOR, is_active=True)
+        return set(rows.order_by("id").values_list("id", flat=True))
+
     # What django.contrib.admin asks of a user model. What each role may do is decided by visibility, not by permission rows.
     @property
     def is_staff(self) -> bool:
