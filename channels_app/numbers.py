@@ -80,7 +80,7 @@ _TAGS: Final[Mapping[str, str]] = {"zh-hans": "zh-Hans"}
 
 def announce(now: datetime | None = None) -> int:
     """Tells members with a verified phone by e-mail when the numbers that call them are others than they were told last; once for each change,
-    whatever changed them. Run every few minutes. Returns how many were told."""
+    whatever changed them, and later those who have no mailbox yet. Run every few minutes. Returns how many were told."""
     now = now or db_now()
     if any(channel.updated_at > now - SETTLED for channel, _numbers in by_channel()):
         return 0
@@ -95,7 +95,6 @@ def announce(now: datetime | None = None) -> int:
             groups[current[pk]].append(pk)
         notices, told = [], 0
         for numbers, people in groups.items():
-            Member.objects.filter(pk__in=people).update(numbers_told=list(numbers))
             ways = addresses.reach(people, "Info", now, kinds=("email",)) if numbers else {}
             to = tuple(
                 outbox.To(way.channel_id, way.target, pk)
@@ -103,8 +102,11 @@ def announce(now: datetime | None = None) -> int:
                 for way in found
                 if isinstance(way, addresses.Target)
             )
+            # Who cannot be told now, for want of a mailbox or of a channel, is told as soon as they can.
+            heard = {item.member_id for item in to} if numbers else set(people)
+            Member.objects.filter(pk__in=heard).update(numbers_told=list(numbers))
             if to:
-                told += len({item.member_id for item in to})
+                told += len(heard)
                 context = build_numbers([shown(number) for number in numbers], f"{settings.BASE_URL}{PATH}")
                 notices.append(outbox.Notice(event=NUMBERS, severity="Info", context=context, to=to, is_page=False, rank=3))
         outbox.post(notices, now)

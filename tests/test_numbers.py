@@ -167,6 +167,16 @@ def test_members_are_told_once_for_each_change_and_only_those_whose_phone_is_ver
     assert numbers.announce(later) == 1
 
 
+def test_who_cannot_be_told_yet_is_told_as_soon_as_they_can(lee):
+    voice("A", "+86 571 8888 1234")
+    assert numbers.announce(NOW) == 0  # there is no channel for mail yet
+    Channel.objects.create(kind="email", name="Mail", settings={"host": "mail.example.com"})
+    ContactPoint.objects.filter(kind="email").update(verified_at=None)
+    assert numbers.announce(NOW) == 0
+    ContactPoint.objects.filter(kind="email").update(verified_at=NOW)
+    assert numbers.announce(NOW) == 1 and numbers.announce(NOW) == 0
+
+
 def test_the_job_is_planned(db):
     assert Schedule.objects.get(name="numbers").func == "channels_app.numbers.announce"
 
