@@ -3,7 +3,7 @@ breakers, the texts of template sets, whose language. Sender threads use it, and
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -108,6 +108,33 @@ def _channels() -> Any:
     """All channels with their secrets as the database keeps them: one that no key opens must not stop the others."""
     sealed = {f"sealed_{name}": Cast(name, TextField()) for name in ("settings", "proxy")}
     return Channel.objects.defer("settings", "proxy").annotate(**sealed)
+
+
+def place_of(kind: str, settings: Mapping[str, Any]) -> tuple[str, str] | None:
+    """What says where a channel writes that has one address, a webhook; None for other kinds. Threads are places of their own."""
+    style = transport.transports().get(kind)
+    url = str(settings.get("url") or "").strip() if style is not None and "url" in style.secret and style.limits else ""
+    return (url, str(settings.get("thread") or "")) if url else None
+
+
+def places() -> dict[tuple[str, str, str], list[tuple[int, str]]]:
+    """The enabled channels, as (id, name), of each webhook and thread (kind, webhook, thread). Where there are two the provider counts the
+    messages of both together, and each of them counts only its own."""
+    found: dict[tuple[str, str, str], list[tuple[int, str]]] = {}
+    for row in _channels().filter(status="enabled").order_by("name", "id"):
+        try:
+            place = place_of(row.kind, json.loads(decrypt(row.sealed_settings)) if row.sealed_settings else {})
+        except ValueError:
+            continue  # no key opens it
+        if place is not None:
+            found.setdefault((row.kind, *place), []).append((row.id, row.name))
+    return found
+
+
+def is_taken(kind: str, settings: Mapping[str, Any], besides: int | None) -> bool:
+    """Whether an enabled channel, other than that with the id `besides`, writes to the same webhook."""
+    place = place_of(kind, settings)
+    return place is not None and any(pk != besides for pk, _name in places().get((kind, *place), ()))
 
 
 def by_callback_key(key: str) -> Open | None:

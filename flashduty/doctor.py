@@ -20,7 +20,7 @@ from django.db.models.functions import Cast
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext, pgettext
 
-from channels_app import addresses, policy, transport
+from channels_app import addresses, book, policy, transport
 from channels_app import numbers as numbers_of
 from channels_app.models import Channel, ChannelHealth
 from flashduty import mail_domain
@@ -158,6 +158,18 @@ def numbers(_now: datetime) -> Iterator[Finding]:
         )
 
 
+def shared_places(_now: datetime) -> Iterator[Finding]:
+    """A webhook belongs to one channel, or its provider's limits are counted twice."""
+    for rows in book.places().values():
+        if len(rows) > 1:
+            yield Finding(
+                "warning",
+                _("These channels write to the same address, so together they may send more than its provider allows: %(names)s.")
+                % {"names": _named(name for _pk, name in rows)},
+                _("Use one of them everywhere and disable the others; a provider blocks an address that gets too much."),
+            )
+
+
 def mail_domains(_now: datetime) -> Iterator[Finding]:
     """Receivers believe that mail of the sending domain is ours."""
     asked = set()
@@ -269,7 +281,20 @@ def secrets(_now: datetime) -> Iterator[Finding]:
                 )
 
 
-CHECKS: list[Check] = [base_url, callbacks, channels, broken, numbers, mail_domains, people, catch_all, regions, programs, secrets]
+CHECKS: list[Check] = [
+    base_url,
+    callbacks,
+    channels,
+    broken,
+    numbers,
+    shared_places,
+    mail_domains,
+    people,
+    catch_all,
+    regions,
+    programs,
+    secrets,
+]
 
 
 # ---- what several of them ask --------------------------------------------------------------------------------------------------------

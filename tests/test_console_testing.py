@@ -2,6 +2,7 @@
 
 import json
 import re
+from datetime import timedelta
 from io import StringIO
 from typing import Any
 
@@ -106,6 +107,30 @@ def test_a_saved_channel_is_tried_with_its_stored_secrets_and_the_form_as_it_sta
         assert "enter it again" in words and not thief.seen
     channel.refresh_from_db()
     assert channel.settings == stored and LogEntry.objects.filter(change_message__contains="test of the connection").count() == 2
+
+
+def test_tests_count_for_the_limits_of_a_saved_channel_and_wait_where_these_are_full(desk: Desk, bot: DingTalkBot):
+    stored = {"url": bot.hook, "secret": SECRET, "keyword": "alarm"}
+    channel = Channel.objects.create(kind="dingtalk", name="Ops", team=desk.team, settings=stored, allowed_hosts=[bot.host])
+    form = {"set_keyword": "alarm"}
+    assert desk.ask(desk.manager, "imbot", "dingtalk", channel, **form).startswith("Accepted")
+    address = Address.objects.get()
+    assert (len(address.buckets["18/60"]), address.next_at, address.target) == (1, None, "")
+    Address.objects.update(buckets={"18/60": [db_now().timestamp()] * 18})
+    assert "just been sent to it. Try again in 6" in desk.ask(desk.manager, "imbot", "dingtalk", channel, **form)
+    Address.objects.update(buckets={}, blocked_until=db_now() + timedelta(seconds=600))
+    assert "Try again in 6" in desk.ask(desk.manager, "imbot", "dingtalk", channel, **form) and len(bot.said) == 1
+
+
+def test_a_webhook_belongs_to_one_channel(desk: Desk, bot: DingTalkBot):
+    stored = {"url": bot.hook, "secret": SECRET, "keyword": "alarm"}
+    channel = Channel.objects.create(kind="dingtalk", name="Theirs", team=desk.other, settings=stored, allowed_hosts=[bot.host])
+    typed = {"set_url": bot.hook, "set_secret": SECRET, "set_keyword": "alarm", "allowed_hosts": bot.host}
+    words = desk.ask(desk.administrator, "imbot", "dingtalk", **typed)
+    assert "Another channel writes to this address already" in words and "Theirs" not in words and not bot.seen
+    assert desk.ask(desk.administrator, "imbot", "dingtalk", channel, set_keyword="alarm").startswith("Accepted")  # it is its own
+    Channel.objects.update(status="disabled")
+    assert desk.ask(desk.administrator, "imbot", "dingtalk", **typed).startswith("Accepted")
 
 
 def test_who_may_not_configure_a_channel_can_neither_try_nor_read_it(desk: Desk, bot: DingTalkBot):

@@ -51,6 +51,19 @@ def test_an_empty_installation_is_told_what_to_do():
     assert code == 1 and "No enabled channel reaches a person" in text and "names no catch-all" in text
 
 
+def test_one_webhook_in_two_channels(sound):
+    hook = {"url": "https://oapi.dingtalk.com/robot/send?access_token=1"}
+    for name, settings in (("Ops", hook), ("Ops again", hook | {"keyword": "x"}), ("Dev", {"url": hook["url"] + "2"})):
+        Channel.objects.create(kind="dingtalk", name=name, settings=settings)
+    Channel.objects.create(kind="wecom", name="Other", settings=hook)
+    for thread in ("1", "2"):
+        Channel.objects.create(kind="discord", name=thread, settings={"url": "https://discord.com/x", "thread": thread})
+    (line,) = found(doctor.shared_places)
+    assert "Ops, Ops again" in line and "Dev" not in line and "access_token" not in line
+    Channel.objects.filter(name="Ops").update(status="disabled")
+    assert found(doctor.shared_places) == []
+
+
 def test_warnings_end_with_one_only_when_asked(sound, settings):
     settings.BASE_URL = "http://oncall.example.com"
     assert run()[0] == 0 and run("--strict")[0] == 1
