@@ -16,7 +16,7 @@ import jsonschema
 from tests.fakes.server import Reply, Seen, Server
 
 ENVIRONMENT = "3f1c0ffee0000000000000000000000a"
-_SCHEMA = Path(__file__).parent.parent / "payloads" / "teams" / "adaptive-card-1.4.0.json"
+_SCHEMA = Path(__file__).parent.parent / "schemas" / "teams" / "adaptive-card-1.4.0.json"
 _CARD = jsonschema.Draft6Validator(json.loads(_SCHEMA.read_text()))
 
 
