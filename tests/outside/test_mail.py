@@ -67,7 +67,9 @@ def mails(world: World) -> dict[str, str]:
                 mine = [mail for mail in server.mails if reader.email in str(mail["To"])]
                 assert mine, f"nothing came to {reader.email}"
                 for number, mail in enumerate(mine):
-                    found[f"{language}-{severity}-{number}"] = mail.get_body(("html",)).get_content()
+                    part = mail.get_body(("html",))
+                    assert part is not None
+                    found[f"{language}-{severity}-{number}"] = part.get_content()
             server.mails.clear()
         world.fresh()
         return found
