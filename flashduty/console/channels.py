@@ -319,8 +319,9 @@ class ChannelForm(VisibleForm):
             if any((values[place] or "") != (before.get(place) or "") for place in places_of(name, known) - set(kept)):
                 self.add_error(PREFIX + name, _("It would be sent to another place than before: enter it again."))
         self.typed = inner.cleaned_data
-        is_new = self.cleaned_data.get("status") == "enabled" and "url" not in kept and not self.errors
-        if is_new and book.is_taken(self.style.kind, self.typed, besides=self.instance.pk):
+        kind = self.style.kind
+        is_new = not self.errors and book.place_of(kind, self.typed) != book.place_of(kind, before)
+        if is_new and self.cleaned_data.get("status") == "enabled" and book.is_taken(kind, self.typed, besides=self.instance.pk):
             self.add_error(
                 PREFIX + "url",
                 _(
