@@ -157,6 +157,34 @@ def test_the_history_speaks_the_installations_language_whoever_wrote_it(boss, cl
     assert line == "default language: English → Chinese (simplified)"
 
 
+def test_whoever_cannot_be_reached_is_said_where_they_are_chosen(world, client):
+    lee = world.person("Lee", ["sandbox_voice"], role="administrator")
+    kim = world.person("Kim", ["email"])
+    rule = world.rule(layer(lee), layer(kim, lee))
+    world.workspace.catch_all_members.add(kim)
+    Installation.get().catch_all_members.add(kim)
+    client.force_login(lee)
+    pages = [
+        reverse("admin:escalation_escalationrule_change", args=[rule.pk]),
+        reverse("admin:escalation_workspace_change", args=[world.workspace.pk]),
+        reverse("admin:mapping_installation_change", args=[1]),
+    ]
+    said = "The e-mail address is not verified."
+
+    def told(html: str) -> int:
+        return sum(said in line and "Kim" in line for line in html.replace("<br>", "\n").splitlines())
+
+    assert [told(client.get(page).content.decode()) for page in pages] == [0, 0, 0]
+    ContactPoint.objects.filter(member=kim).update(verified_at=None)
+    assert [told(client.get(page).content.decode()) for page in pages] == [1, 1, 1]
+    world.alert("down")
+    page = reverse("admin:escalation_incident_do", args=[world.incident().pk, "assign"])
+    assert told(client.post(page, {"assign-member_ids": [lee.pk, kim.pk]}, follow=True).content.decode())
+    create = {"workspace": world.workspace.pk, "title": "by hand", "severity": "Critical", "member_ids": [kim.pk]}
+    assert told(client.post(reverse("admin:escalation_incident_add"), create, follow=True).content.decode())
+    world.fresh()
+
+
 def test_where_a_call_was_not_answered_it_is_said_what_may_block_it(world, client):
     lee = world.person("Lee", ["sandbox_voice"], role="administrator")
     world.rule(layer(lee))

@@ -26,6 +26,7 @@ from escalation import explain, lifecycle, targets
 from escalation.ids import hex_id
 from escalation.models import Alert, Event, Incident, Run, TimelineEntry, Workspace
 from escalation.models.workspace import SEVERITIES
+from flashduty.console import reach
 from flashduty.console.base import JsonField, MachineAdmin, VisibleRelatedFilter, asking, deny_unless, may, visible
 from mapping.clock import db_now
 from mapping.models import Member
@@ -198,6 +199,7 @@ class IncidentAdmin(MachineAdmin):
                 form.add_error(refused.field if refused.field in form.fields else None, refused.message)
             else:
                 self.message_user(request, _("Incident #%(num)s is open.") % {"num": incident.num}, messages.SUCCESS)
+                reach.warn(request, reach.unreached(data["member_ids"], db_now(), {incident.severity: None}).values())
                 return HttpResponseRedirect(reverse("admin:escalation_incident_change", args=[incident.pk]))
         context = self.admin_site.each_context(request) | {
             "title": _("Open an incident by hand"), "form": form, "opts": self.opts, "button": _("Open"),
@@ -274,6 +276,7 @@ class IncidentAdmin(MachineAdmin):
             self.message_user(request, refused.message, messages.ERROR)
         else:
             self.message_user(request, _("Done: %(what)s.") % {"what": words}, messages.SUCCESS)
+            reach.warn(request, reach.unreached(data.get("member_ids", ()), db_now(), {incident.severity: None}).values())
         return HttpResponseRedirect(reverse("admin:escalation_incident_change", args=[pk]))
 
     # ---- several at once ----

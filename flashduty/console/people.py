@@ -29,6 +29,7 @@ from unfold.widgets import (
 
 from channels_app import numbers
 from channels_app.models import Account, Preference, Verification
+from flashduty.console import reach
 from flashduty.console.base import (
     MachineAdmin,
     StatusFilter,
@@ -401,8 +402,10 @@ class InstallationAdmin(VisibleAdmin):
     only_administrators = True
     list_display = ("name", "language", "support_contact", "retention_days", "shown_alarm")
     autocomplete_fields = ("catch_all_members", "catch_all_teams")
-    fields = ("name", "base_url", "language", "support_contact", "catch_all_members", "catch_all_teams", "retention_days", "shown_alarm")
-    readonly_fields = ("base_url", "shown_alarm")
+    fields = (
+        "name", "base_url", "language", "support_contact", "catch_all_members", "catch_all_teams", "unreached", "retention_days", "shown_alarm",
+    )  # fmt: skip
+    readonly_fields = ("base_url", "unreached", "shown_alarm")
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False  # the one row is made on first use
@@ -414,6 +417,10 @@ class InstallationAdmin(VisibleAdmin):
     @display(description=gettext_lazy("address people open"))
     def base_url(self, installation: Installation) -> str:
         return _("%(url)s (set by BASE_URL in the environment)") % {"url": settings.BASE_URL}
+
+    @display(description=gettext_lazy("cannot be reached"))
+    def unreached(self, installation: Installation) -> str:
+        return reach.shown(reach.unreached_by_installation(db_now()))
 
     @display(description=gettext_lazy("alarm"))
     def shown_alarm(self, installation: Installation) -> str:

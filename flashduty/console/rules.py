@@ -28,7 +28,7 @@ from channels_app.models import Channel
 from escalation import match, rules, sources
 from escalation.models import EscalationRule, Integration, Layer, LayerChannel, RuleSnapshot, Workspace
 from escalation.models.workspace import SEVERITIES
-from flashduty.console import testing
+from flashduty.console import reach, testing
 from flashduty.console.base import (
     ChoicesField,
     JsonField,
@@ -39,6 +39,7 @@ from flashduty.console.base import (
     VisibleForm,
     VisibleRelatedFilter,
     VisibleStacked,
+    asking,
     deny_unless,
     log,
     offered,
@@ -110,11 +111,12 @@ class WorkspaceAdmin(VisibleAdmin):
     list_filter = (StatusFilter, "is_private", ("team", VisibleRelatedFilter))
     search_fields = ("name", "description")
     autocomplete_fields = ("managing_teams", "catch_all_members", "catch_all_teams")
+    readonly_fields = ("unreached",)
     fieldsets = (
         (None, {"fields": ("name", "description", ("team", "status"), "managing_teams", ("is_private", "group_may_act"))}),
         (
             gettext_lazy("Catch-all: who is told when no rule matches or a rule reaches nobody"),
-            {"fields": ("catch_all_members", "catch_all_teams", "catch_all_channels")},
+            {"fields": ("catch_all_members", "catch_all_teams", "unreached", "catch_all_channels")},
         ),
         (gettext_lazy("Closing by itself"), {"fields": (("auto_resolve_timeout", "auto_resolve_mode"), "disable_auto_close")}),
     )
@@ -144,6 +146,14 @@ class WorkspaceAdmin(VisibleAdmin):
         if not change:
             obj.created_by = request.user
         super().save_model(request, obj, form, change)
+
+    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
+        super().save_related(request, form, formsets, change)
+        reach.warn(request, reach.unreached_by_catch_all(form.instance.pk, db_now()))
+
+    @display(description=gettext_lazy("cannot be reached"))
+    def unreached(self, row: Workspace) -> str:
+        return reach.shown(reach.unreached_by_catch_all(row.pk, db_now()) if row.pk else [])
 
     @display(description=gettext_lazy("integrations"), ordering="_integrations")
     def integrations_count(self, row: Any) -> int:
@@ -344,6 +354,7 @@ class LayerInline(VisibleStacked):
     ordering_field = "idx"
     hide_ordering_field = True
     autocomplete_fields = ("members", "teams")
+    readonly_fields = ("unreached",)
     fieldsets = (
         (
             None,
@@ -351,6 +362,7 @@ class LayerInline(VisibleStacked):
                 "fields": (
                     "idx",
                     ("members", "teams"),
+                    "unreached",
                     ("supervisors", "force_escalate"),
                     ("escalate_window", "notify_step", "max_times"),
                     ("emails", "follow_preference"),
@@ -363,6 +375,17 @@ class LayerInline(VisibleStacked):
     def get_formset(self, request: HttpRequest, obj: Any = None, **kwargs: Any) -> Any:
         kwargs["form"] = type("LayerForm", (LayerForm,), {"offered": person_choices(), "Meta": LayerForm.Meta})
         return super().get_formset(request, obj, **kwargs)
+
+    @display(description=gettext_lazy("cannot be reached"))
+    def unreached(self, layer: Layer) -> str:
+        """Asked once for the whole rule."""
+        if layer.pk is None:
+            return "-"
+        known = asking().__dict__
+        if "_console_unreached" not in known:
+            known["_console_unreached"] = reach.unreached_of(layer.rule_id, db_now())
+        found: list[list[str]] = known["_console_unreached"]
+        return reach.shown(found[layer.idx] if layer.idx < len(found) else [])
 
     verbose_name = gettext_lazy("layer")
     verbose_name_plural = gettext_lazy("Layers, from the first to the last")
@@ -494,6 +517,8 @@ class RuleAdmin(VisibleAdmin):
             if layer.idx != place:
                 Layer.objects.filter(pk=layer.pk).update(idx=place)
         rules.changed([form.instance.pk])
+        lines = [line for layer in reach.unreached_of(form.instance.pk, db_now()) for line in layer]
+        reach.warn(request, lines)
 
     def retired(self, rows: Any) -> None:
         rules.changed([row.pk for row in rows])
