@@ -135,9 +135,9 @@ class DeliveryAdmin(MachineAdmin):
         context["moving"] = obj is not None and obj.state in ("queued", "sending")
         context["topic"] = obj.topic if obj is not None else None
         # A call that the vendor took: what never left has its reason, and it is not at the phone.
-        called = obj is not None and obj.sent_at is not None and addresses.family(obj.channel.kind) == "voice"
-        context["unanswered"] = called and obj.state in ("failed", "unknown")
-        context["card"] = reverse("admin:mapping_member_contacts", args=[obj.member_id]) if called and obj.member_id else ""
+        call = obj if obj is not None and obj.sent_at is not None and addresses.family(obj.channel.kind) == "voice" else None
+        context["unanswered"] = call is not None and call.state in ("failed", "unknown")
+        context["card"] = reverse("admin:mapping_member_contacts", args=[call.member_id]) if call and call.member_id else ""
         return super().render_change_form(request, context, *args, **kwargs)
 
     @admin.action(description=gettext_lazy("Try again"), permissions=["act"])
