@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from django.db import connection, transaction
 
-from channels_app import compose, limits, outbox, policy, transport
+from channels_app import compose, limits, outbox, policy, tasks, transport
 from channels_app.book import Book
 from channels_app.http import DeliveryError
 from channels_app.models import Account, Address, Channel, ChannelHealth, Delivery, Notification
+from channels_app.outbox import repair
 from channels_app.transport import Limit, Message, Receipt, Transport
 from escalation.ids import hex_id
 from mapping.models import ContactPoint, Installation, Member
@@ -555,6 +556,43 @@ def test_our_own_absence_starts_no_fallback(scene):
     outbox.pulse(scene.now)
     scene.run()
     assert scene.names() == ["a"] and scene.row().state == "sent"
+
+
+def test_a_backlog_of_an_absence_is_forgiven_in_batches_that_survive_each_other(scene, monkeypatch):
+    monkeypatch.setattr(repair, "FORGIVEN", 2)
+    channel = with_fallback(scene)
+    outbox.pulse(scene.now)
+    for topic in range(5):
+        scene.page(scene.person(channel), topic=topic)
+    scene.now += timedelta(minutes=10)
+    away = timedelta(minutes=10)
+    before = dict(Delivery.objects.values_list("id", "deadline_at"))
+    assert outbox.pulse(scene.now), "two are done; nobody may start fallbacks yet"
+    assert sum(at != before[pk] for pk, at in Delivery.objects.values_list("id", "deadline_at")) == 2
+    # Everybody is away again before the rest is done: each absence is taken off once.
+    scene.now += timedelta(seconds=30)
+    while outbox.pulse(scene.now):
+        pass
+    moved = {at - before[pk] for pk, at in Delivery.objects.values_list("id", "deadline_at")}
+    assert moved == {away + timedelta(seconds=30)}
+    assert not outbox.pulse(scene.now)
+    scene.run()
+    assert scene.names() == ["a"] * 5
+
+
+def test_a_drain_starts_no_fallback_while_deadlines_are_moved(scene, monkeypatch):
+    monkeypatch.setattr(repair, "FORGIVEN", 2)
+    channel = with_fallback(scene)
+    outbox.pulse(scene.now)
+    for topic in range(5):
+        scene.page(scene.person(channel), topic=topic)
+    Delivery.objects.update(not_before=scene.now + timedelta(hours=3), fallback_at=scene.now + timedelta(hours=1))
+    scene.now += timedelta(hours=2)
+    drain = tasks.Drain("drain-0", threads=2)
+    for _turn in range(4):
+        drain.tick(scene.now)
+        drain.next_chores = 0.0
+    assert not drain.forgiving and Delivery.objects.count() == 5
 
 
 def test_a_node_that_knows_results_has_time_to_write_them_after_the_database_was_away(scene):

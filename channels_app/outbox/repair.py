@@ -1,8 +1,8 @@
 """What was interrupted: a drain that died, all of them away for a while, a clock that was set back."""
 
 import logging
-from collections.abc import Collection
-from datetime import datetime, timedelta
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from django.db import connection, transaction
@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 
 PULSE: Final = timedelta(seconds=3)
 AWAY: Final = timedelta(seconds=15)  # so long without a drain was an outage of ours
+FORGIVEN: Final = 1000  # deliveries whose deadlines are moved in one transaction
 WRITING: Final = timedelta(seconds=5)  # who waits for the database asks for it once a second
 
 
@@ -97,28 +98,67 @@ def turned_back(lost: timedelta, now: datetime) -> None:
         cursor.execute("UPDATE channels_app_channelhealth SET open_until = open_until - %(lost)s WHERE open_until > %(now)s", values)
 
 
-def pulse(now: datetime) -> None:
+def pulse(now: datetime) -> bool:
     """Says that a drain works (called about once a second, before `take_over`). After a time without any, that time counts against no deadline and
     no budget, so that fallbacks are not started by our own absence; and where it was the database that was away, whoever holds results is given
-    the time to write them before their leases end."""
-    seen = Pulse.objects.filter(id=1).values_list("seen_at", flat=True).first()
-    if seen is None:
+    the time to write them before their leases end.
+
+    True while deadlines are still to be moved, a batch with each call: until then no fallback may start.
+    """
+    row = Pulse.objects.filter(id=1).first()
+    if row is None:
         Pulse.objects.bulk_create([Pulse(id=1, seen_at=now)], ignore_conflicts=True)
-    elif now - seen >= PULSE or seen > now:
-        with transaction.atomic():
-            # Of several drains one finds the old value.
-            if Pulse.objects.filter(id=1, seen_at=seen).update(seen_at=now) and now - seen > AWAY:
-                _forgive(now - seen, now)
+        return False
+    if not row.absences and timedelta(0) <= now - row.seen_at < PULSE:
+        return False
+    with transaction.atomic():
+        mine = Pulse.objects.select_for_update(no_key=True, skip_locked=True).filter(id=1).first()
+        if mine is None:
+            return True  # another drain is at it
+        away = now - mine.seen_at
+        if away >= PULSE or away < timedelta(0):
+            mine.seen_at = now
+        if away > AWAY:
+            log.warning("no drain was running for %.0f s; deadlines of what waited are moved", away.total_seconds())
+            mine.absences.append([(now - away).timestamp(), now.timestamp(), [0, 0, 0]])
+            _back(away, now)
+        if mine.absences:
+            since, until, after = mine.absences[0]
+            after = _forgive(datetime.fromtimestamp(since, UTC), datetime.fromtimestamp(until, UTC), after)
+            mine.absences[0:1] = [[since, until, after]] if after else []
+        mine.save(update_fields=["seen_at", "absences"])
+        return bool(mine.absences)
 
 
-def _forgive(lost: timedelta, now: datetime) -> None:
-    log.warning("no drain was running for %.0f s; deadlines of what waited are moved", lost.total_seconds())
-    values: dict[str, Any] = {"lost": lost, "now": now, "writing": WRITING}
+def _back(away: timedelta, now: datetime) -> None:
+    """What was under way when everybody went away: few rows."""
     with connection.cursor() as cursor:
         cursor.execute(
             """UPDATE channels_app_delivery SET deadline_at = deadline_at + LEAST(%(lost)s, %(now)s - created_at),
-                 fallback_at = fallback_at + LEAST(%(lost)s, %(now)s - created_at),
-                 lease_until = CASE WHEN state = 'sending' THEN GREATEST(lease_until, %(now)s + %(writing)s) END
-               WHERE id IN (SELECT id FROM channels_app_delivery WHERE state IN ('queued', 'sending') ORDER BY id FOR NO KEY UPDATE)""",
-            values,
+                 fallback_at = fallback_at + LEAST(%(lost)s, %(now)s - created_at), lease_until = GREATEST(lease_until, %(now)s + %(writing)s)
+               WHERE id IN (SELECT id FROM channels_app_delivery WHERE state = 'sending' ORDER BY id FOR NO KEY UPDATE)""",
+            {"lost": away, "now": now, "writing": WRITING},
         )
+
+
+def _forgive(since: datetime, until: datetime, after: Sequence[int]) -> Sequence[int] | None:
+    """Moves the deadlines of the next of what was queued before `until`; the last row it saw, None when there are no more.
+
+    In the order of the index of what is queued: a backlog of 100,000 rows in one statement took longer than a drain may be silent, so that each
+    was ended in the middle of it, and the next began anew.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """SELECT address_id, priority, id FROM channels_app_delivery WHERE state = 'queued' AND (address_id, priority, id) > (%s, %s, %s)
+               ORDER BY address_id, priority, id LIMIT %s""",
+            [*after, FORGIVEN],
+        )
+        found = cursor.fetchall()
+        cursor.execute(
+            """UPDATE channels_app_delivery SET deadline_at = deadline_at + LEAST(%(lost)s, %(until)s - created_at),
+                 fallback_at = fallback_at + LEAST(%(lost)s, %(until)s - created_at)
+               WHERE id IN (SELECT id FROM channels_app_delivery WHERE id = ANY(%(ids)s) AND state = 'queued' AND created_at < %(until)s
+                            ORDER BY id FOR NO KEY UPDATE)""",
+            {"lost": until - since, "until": until, "ids": [pk for _address, _priority, pk in found]},
+        )
+    return found[-1] if len(found) == FORGIVEN else None
