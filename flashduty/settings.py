@@ -231,7 +231,9 @@ EMAIL_TIMEOUT = 8
 DRAINS = int(env("FLASHDUTY_DRAINS", "2"))
 DRAIN_THREADS = int(env("FLASHDUTY_DRAIN_THREADS", "64"))
 WEB_THREADS = int(env("FLASHDUTY_WEB_THREADS", "12"))
-STINT = 20.0  # seconds a resident works before its successor takes over
+# Seconds a resident works before its successor takes over. Whoever comes in the moment of a change-over waits for it, 100 ms and more: with 20 s
+# that was one alert in a hundred at 20 a second. What hangs is found by its silence, however long the stint.
+STINT = 120.0
 # Slots of a node -> the task that fills one, and its arguments.
 RESIDENTS = {
     "intake": ("escalation.tasks.intake", ()),
@@ -243,7 +245,7 @@ Q_CLUSTER = {
     "workers": len(RESIDENTS) + 2,  # residents + 2, so a long prune never takes a timer's place
     "timeout": int(STINT) + 8 + 10 + 2,  # stint + longest provider timeout + 10
     "recycle": 10**9,  # a worker that ends, for whatever reason, is a death to the supervisor
-    "retry": 120,
+    "retry": 2 * int(STINT),
     "queue_limit": 4,
     "save_limit": -1,  # our rows are the record; above 0 every task would lock all result rows
     "max_attempts": 1,

@@ -210,7 +210,7 @@ def test_why_nobody_was_told(world):
     with translation.override("zh-hans"):
         text = explain.as_text(explain.explain(world.incident(), world.now))
     assert "环节 1 无人可通知：渠道 旧群 未启用" in text
-    assert "无人可通知：最后一个环节结束仍无人响应；也没有设置兜底接收人" in text
+    assert "无人可通知：最后一个环节未能联系到任何人；也没有设置兜底接收人" in text
 
 
 def test_a_stored_reason_becomes_words_and_what_a_provider_said_stays():
