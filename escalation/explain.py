@@ -447,13 +447,23 @@ def _ahead(story: Story, now: datetime) -> None:
                 _asleep(people.get(pk), name, pk in loud, incident.severity, planned.at)
                 for pk, name in zip(audience.members, who, strict=True)
             )
+        reached, why = {to.member_id for to in audience.to}, dict[int | None, str]()
+        for item in audience.missing:
+            why.setdefault(item.member, item.reason)
+        named = tuple(
+            name
+            if pk in reached or pk not in why
+            else _("%(name)s (cannot be reached: %(why)s)") % {"name": name, "why": in_words(why[pk])}
+            for pk, name in zip(audience.members, named, strict=True)
+        )
         groups = len({to.channel_id for to in audience.to if to.member_id is None})
         text = _("Layer %(idx)d, %(word)s: %(who)s") % {
             "idx": page.layer + 1,
             "word": {"refire": _("again"), "escalated": _("escalated")}.get(page.event, _("first page")),
             "who": pgettext("between channels", ", ").join((*named, *([_groups(groups)] if groups else []))),
         }
-        story.ahead.append(Next(planned.at, text, page.layer, "page", page.event, who))
+        told_then = tuple(name for pk, name in zip(audience.members, who, strict=True) if pk in reached)
+        story.ahead.append(Next(planned.at, text, page.layer, "page", page.event, told_then))
     if not story.ahead and not story.nothing_ahead:
         story.nothing_ahead = _("the escalation is over")
 

@@ -5,9 +5,10 @@ import io
 import pytest
 from django.core.management import CommandError, call_command
 
+from escalation.explain import ahead
 from escalation.ids import hex_id
 from escalation.models import Event
-from mapping.models import Member
+from mapping.models import ContactPoint, Member
 from tests.world import World, layer
 
 pytestmark = pytest.mark.django_db
@@ -76,3 +77,15 @@ def test_what_is_not_there_is_said_in_one_sentence(down: World, what: str):
         explain("--event", what)
     with pytest.raises(CommandError, match="no active member"):
         explain(what, "--as", "nobody@example.com")
+
+
+def test_the_plan_ahead_says_who_will_not_be_reached_and_why(world: World):
+    lee, kim = world.person("Lee"), world.person("Kim", kinds=("email",))
+    ContactPoint.objects.filter(member=kim).update(verified_at=None)
+    world.rule(layer(lee, escalate_window=5), layer(lee, kim, escalate_window=5))
+    world.alert("checkout is down")
+    world.expect(DOWN)
+    [escalated, *_end] = ahead(world.incident(), world.now)
+    assert "Lee, Kim (cannot be reached: The e-mail address is not verified.)" in escalated.text and escalated.who == ("Lee",)
+    world.pass_time(minutes=5)
+    world.expect(("Lee", "app", "escalated"))
