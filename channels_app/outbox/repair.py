@@ -132,12 +132,13 @@ def pulse(now: datetime) -> bool:
 
 def _back(away: timedelta, now: datetime) -> None:
     """What was under way when everybody went away: few rows."""
+    values: dict[str, Any] = {"lost": away, "now": now, "writing": WRITING}
     with connection.cursor() as cursor:
         cursor.execute(
             """UPDATE channels_app_delivery SET deadline_at = deadline_at + LEAST(%(lost)s, %(now)s - created_at),
                  fallback_at = fallback_at + LEAST(%(lost)s, %(now)s - created_at), lease_until = GREATEST(lease_until, %(now)s + %(writing)s)
                WHERE id IN (SELECT id FROM channels_app_delivery WHERE state = 'sending' ORDER BY id FOR NO KEY UPDATE)""",
-            {"lost": away, "now": now, "writing": WRITING},
+            values,
         )
 
 
@@ -154,11 +155,12 @@ def _forgive(since: datetime, until: datetime, after: Sequence[int]) -> Sequence
             [*after, FORGIVEN],
         )
         found = cursor.fetchall()
+        values: dict[str, Any] = {"lost": until - since, "until": until, "ids": [pk for _address, _priority, pk in found]}
         cursor.execute(
             """UPDATE channels_app_delivery SET deadline_at = deadline_at + LEAST(%(lost)s, %(until)s - created_at),
                  fallback_at = fallback_at + LEAST(%(lost)s, %(until)s - created_at)
                WHERE id IN (SELECT id FROM channels_app_delivery WHERE id = ANY(%(ids)s) AND state = 'queued' AND created_at < %(until)s
                             ORDER BY id FOR NO KEY UPDATE)""",
-            {"lost": until - since, "until": until, "ids": [pk for _address, _priority, pk in found]},
+            values,
         )
     return found[-1] if len(found) == FORGIVEN else None
