@@ -576,7 +576,7 @@ downs = st.lists(
 deaf = st.frozensets(st.integers(0, 3), max_size=2)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(rules, acted, downs, deaf)
 def test_random_lives_page_exactly_as_the_naive_simulator(
     rule: Rule, acts: dict[int, list[Action]], down: list[tuple[int, int]], unreachable: frozenset[int]

@@ -346,14 +346,14 @@ def whole_path(name, body, encoding=""):
     return items
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.sampled_from(sorted(SOURCES)), st.binary(max_size=200), st.sampled_from(["", "gzip", "deflate", "br"]))
 @example("standard", b'{"title_rule":"t","event_status":"Ok","alert_key":"' + b"\\u0000" * 300 + b'"}', "")
 def test_random_bytes(name, body, encoding):
     whole_path(name, body, encoding)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_bytes_of_real_payloads_changed(data):
     body = bytearray(data.draw(st.sampled_from(BODIES)))
@@ -367,7 +367,7 @@ def test_bytes_of_real_payloads_changed(data):
         whole_path(name, gzip.compress(bytes(body)) if packed else bytes(body), "gzip" if packed else "")
 
 
-@settings(max_examples=800, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_values_of_real_payloads_replaced(data):
     """Any value of a real payload may become any JSON, and the rest of the body must still be read or refused in words."""

@@ -150,6 +150,7 @@ def recovery(node: Node, kind: str) -> tuple[float, float]:
     return max(longest_gap(node.run_dir, slot, begun) for slot in SLOTS), whole
 
 
+@pytest.mark.slow
 def test_an_idle_worker_that_was_killed_does_not_freeze_the_workers(node: Node) -> None:
     node.start()
     until(node.settled)

@@ -176,7 +176,7 @@ def said(error: DeliveryError) -> tuple[bool, bool, bool]:
 
 
 @pytest.mark.parametrize("kind", HTTP_KINDS)
-@pytest.mark.parametrize("case", TABLE)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow) if case == "headers drip" else case for case in TABLE])
 def test_failures(kind, case):
     reply, expected = TABLE[case]
 
