@@ -176,7 +176,7 @@ def said(error: DeliveryError) -> tuple[bool, bool, bool]:
 
 
 @pytest.mark.parametrize("kind", HTTP_KINDS)
-@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow) if case == "headers drip" else case for case in TABLE])
+@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow) if case in SLOW else case for case in TABLE])
 def test_failures(kind, case):
     reply, expected = TABLE[case]
 
@@ -191,7 +191,7 @@ def test_failures(kind, case):
 
 
 @pytest.mark.parametrize("kind", HTTP_KINDS)
-@pytest.mark.parametrize("case", BODIES)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow) if case in SLOW else case for case in BODIES])
 def test_bodies(kind, case):
     with Server(BODIES[case]) as server:
         if test_of(kind).NEEDS_THE_BODY or (case == "login page" and getattr(test_of(kind), "KNOWS_A_PAGE", False)):
