@@ -558,12 +558,17 @@ def test_our_own_absence_starts_no_fallback(scene):
     assert scene.names() == ["a"] and scene.row().state == "sent"
 
 
-def test_a_backlog_of_an_absence_is_forgiven_in_batches_that_survive_each_other(scene, monkeypatch):
+def five_wait(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backlog that takes three batches, and a drain that was there a moment ago."""
     monkeypatch.setattr(repair, "FORGIVEN", 2)
     channel = with_fallback(scene)
     outbox.pulse(scene.now)
     for topic in range(5):
         scene.page(scene.person(channel), topic=topic)
+
+
+def test_a_backlog_of_an_absence_is_forgiven_in_batches_that_survive_each_other(scene, monkeypatch):
+    five_wait(scene, monkeypatch)
     scene.now += timedelta(minutes=10)
     away = timedelta(minutes=10)
     before = dict(Delivery.objects.values_list("id", "deadline_at"))
@@ -581,11 +586,7 @@ def test_a_backlog_of_an_absence_is_forgiven_in_batches_that_survive_each_other(
 
 
 def test_a_drain_starts_no_fallback_while_deadlines_are_moved(scene, monkeypatch):
-    monkeypatch.setattr(repair, "FORGIVEN", 2)
-    channel = with_fallback(scene)
-    outbox.pulse(scene.now)
-    for topic in range(5):
-        scene.page(scene.person(channel), topic=topic)
+    five_wait(scene, monkeypatch)
     Delivery.objects.update(not_before=scene.now + timedelta(hours=3), fallback_at=scene.now + timedelta(hours=1))
     scene.now += timedelta(hours=2)
     drain = tasks.Drain("drain-0", threads=2)

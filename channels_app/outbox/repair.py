@@ -18,6 +18,9 @@ PULSE: Final = timedelta(seconds=3)
 AWAY: Final = timedelta(seconds=15)  # so long without a drain was an outage of ours
 FORGIVEN: Final = 1000  # deliveries whose deadlines are moved in one transaction
 WRITING: Final = timedelta(seconds=5)  # who waits for the database asks for it once a second
+# What an absence of `lost` that ended at `until` takes off the deadlines of a delivery: no more than the time it has waited.
+_MOVED: Final = """deadline_at = deadline_at + LEAST(%(lost)s, %(until)s - created_at),
+    fallback_at = fallback_at + LEAST(%(lost)s, %(until)s - created_at)"""
 
 
 def take_over(holder: str | None, now: datetime, *, only: Collection[int] | None = None, besides: Collection[str] = ()) -> int:
@@ -132,11 +135,10 @@ def pulse(now: datetime) -> bool:
 
 def _back(away: timedelta, now: datetime) -> None:
     """What was under way when everybody went away: few rows."""
-    values: dict[str, Any] = {"lost": away, "now": now, "writing": WRITING}
+    values: dict[str, Any] = {"lost": away, "until": now, "writing": WRITING}
     with connection.cursor() as cursor:
         cursor.execute(
-            """UPDATE channels_app_delivery SET deadline_at = deadline_at + LEAST(%(lost)s, %(now)s - created_at),
-                 fallback_at = fallback_at + LEAST(%(lost)s, %(now)s - created_at), lease_until = GREATEST(lease_until, %(now)s + %(writing)s)
+            f"""UPDATE channels_app_delivery SET {_MOVED}, lease_until = GREATEST(lease_until, %(until)s + %(writing)s)
                WHERE id IN (SELECT id FROM channels_app_delivery WHERE state = 'sending' ORDER BY id FOR NO KEY UPDATE)""",
             values,
         )
@@ -157,8 +159,7 @@ def _forgive(since: datetime, until: datetime, after: Sequence[int]) -> Sequence
         found = cursor.fetchall()
         values: dict[str, Any] = {"lost": until - since, "until": until, "ids": [pk for _address, _priority, pk in found]}
         cursor.execute(
-            """UPDATE channels_app_delivery SET deadline_at = deadline_at + LEAST(%(lost)s, %(until)s - created_at),
-                 fallback_at = fallback_at + LEAST(%(lost)s, %(until)s - created_at)
+            f"""UPDATE channels_app_delivery SET {_MOVED}
                WHERE id IN (SELECT id FROM channels_app_delivery WHERE id = ANY(%(ids)s) AND state = 'queued' AND created_at < %(until)s
                             ORDER BY id FOR NO KEY UPDATE)""",
             values,
