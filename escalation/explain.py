@@ -504,9 +504,13 @@ def as_text(story: Story) -> str:
     def at(moment: datetime | None) -> str:
         return moment.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] if moment else "-"
 
+    # How bad it was at its worst, how bad it is now if that is another thing, and how far people are.
+    standing = [incident.get_severity_display(), incident.get_progress_display()]
+    if incident.status != incident.severity:
+        standing.insert(1, _("Recovered") if incident.status == "Ok" else _("now %(severity)s") % {"severity": in_words(incident.status)})
     lines = [
         f"#{incident.num}  {incident.title}",
-        f"{incident.get_severity_display()} · {_('Recovered') if incident.status == 'Ok' else in_words(incident.status)} · {incident.get_progress_display()}   id {hex_id(incident.created_at, incident.id)}   {incident.workspace.name}",
+        f"{' · '.join(standing)}   id {hex_id(incident.created_at, incident.id)}   {incident.workspace.name}",
         f"{_('Rule')}: {story.rule or '-'}"
         + (f"  ({_('edited since: this incident follows the version it began with')})" if story.edited_since else ""),
         "",

@@ -78,10 +78,9 @@ def unreached_by_installation(now: datetime) -> list[str]:
 
 def shown(lines: Iterable[str]) -> str:
     """The sentences one below the other, for a field of a page."""
-    return (
-        format_html_join(mark_safe("<br>"), '<span class="text-orange-700 dark:text-orange-400">{}</span>', ((line,) for line in lines))
-        or "-"
-    )
+    return format_html_join(
+        mark_safe("<br>"), '<span class="text-orange-700 dark:text-orange-400">{}</span>', ((line,) for line in lines)
+    ) or _("nobody of those who are named here")
 
 
 def warn(request: HttpRequest, lines: Iterable[str]) -> None:

@@ -153,7 +153,7 @@ class WorkspaceAdmin(VisibleAdmin):
 
     @display(description=gettext_lazy("cannot be reached"))
     def unreached(self, row: Workspace) -> str:
-        return reach.shown(reach.unreached_by_catch_all(row.pk, db_now()) if row.pk else [])
+        return reach.shown(reach.unreached_by_catch_all(row.pk, db_now())) if row.pk else "-"
 
     @display(description=gettext_lazy("integrations"), ordering="_integrations")
     def integrations_count(self, row: Any) -> int:
@@ -385,7 +385,7 @@ class LayerInline(VisibleStacked):
         if "_console_unreached" not in known:
             known["_console_unreached"] = reach.unreached_of(layer.rule_id, db_now())
         found: list[list[str]] = known["_console_unreached"]
-        return reach.shown(found[layer.idx] if layer.idx < len(found) else [])
+        return reach.shown(found[layer.idx]) if layer.idx < len(found) else "-"
 
     verbose_name = gettext_lazy("layer")
     verbose_name_plural = gettext_lazy("Layers, from the first to the last")
