@@ -20,7 +20,7 @@ class Proxy:
         self.url = f"http://{f'user:{password}@' if password else ''}{self.host}"
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self._httpd.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(target=self._httpd.serve_forever, kwargs={"poll_interval": 0.002}, daemon=True).start()
         return self
 
     def __exit__(self, *args: object) -> None:

@@ -57,13 +57,19 @@ class Server:
         self.url = f"{'https' if context else 'http'}://{self.host}"
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self._httpd.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(self, *args: object) -> None:
         self.stopping.set()
-        self._httpd.shutdown()
+        self._httpd.socket.shutdown(socket.SHUT_RDWR)  # ends the wait at once; serve_forever would look up only every so often
+        self._thread.join()
         self._httpd.server_close()
+
+    def _serve(self) -> None:
+        while not self.stopping.is_set():
+            self._httpd.handle_request()
 
     def reply(self, seen: Seen) -> Reply:
         self.seen.append(seen)
