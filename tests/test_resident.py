@@ -1,6 +1,7 @@
 """The residents' shell: one at a time in a slot, awake when told, and a change-over without a gap. Threads stand for processes: an flock
 belongs to an open file, so two threads that open a slot's file compete as two processes do."""
 
+import collections
 import itertools
 import os
 import resource
@@ -44,11 +45,18 @@ def place(run_dir: Path):
     yield start
     (run_dir / "stop.0-tree").write_text("0.5")
     for thread in threads:
-        thread.join(5)
+        thread.join(60)
         assert not thread.is_alive()
 
 
-def until(what: Callable[[], object], seconds: float = 5.0) -> None:
+@pytest.fixture
+def sound_asleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between passes nothing wakes a resident but what is meant to: a test need not ask how soon it came."""
+    monkeypatch.setattr(resident, "LONGEST_SLEEP", 3600.0)
+
+
+def until(what: Callable[[], object], seconds: float = 60.0) -> None:
+    """The limit is for a machine that does ten other things: no test waits for it to pass."""
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, f"not within {seconds} s"
@@ -60,20 +68,18 @@ def notify() -> None:
         cursor.execute("SELECT pg_notify('flashduty_slot', '')")
 
 
-def test_a_pass_gets_the_database_clock_and_runs_again_when_told(place) -> None:
-    seen: list[tuple[float, datetime]] = []
-    place(lambda now: seen.append((time.monotonic(), now)))
+def test_a_pass_gets_the_database_clock_and_runs_again_when_told(place, sound_asleep) -> None:
+    seen: list[datetime] = []
+    place(lambda now: seen.append(now))
     until(lambda: seen)
-    assert abs(seen[0][1] - datetime.now(UTC)) < timedelta(seconds=5)
-    assert seen[0][1].utcoffset() == timedelta(0)
-    time.sleep(0.1)
-    count, told = len(seen), time.monotonic()
+    assert abs(seen[0] - datetime.now(UTC)) < timedelta(seconds=60)
+    assert seen[0].utcoffset() == timedelta(0)
+    count = len(seen)
     notify()
     until(lambda: len(seen) > count)
-    assert seen[count][0] - told < 0.3  # without being told it would look within a second
 
 
-def test_a_notify_during_a_pass_is_not_lost(place) -> None:
+def test_a_notify_during_a_pass_is_not_lost(place, sound_asleep) -> None:
     begun = []
 
     def one_pass(_now: datetime) -> None:
@@ -83,123 +89,165 @@ def test_a_notify_during_a_pass_is_not_lost(place) -> None:
 
     place(one_pass)
     until(lambda: len(begun) > 1)
-    assert begun[1] - begun[0] < 0.3
 
 
 def test_it_wakes_at_the_next_due_instant_counted_from_now_of_the_pass(place) -> None:
-    begun = []
+    begun, ended = [], []
 
     def one_pass(_now: datetime) -> float:
         begun.append(time.monotonic())
-        time.sleep(0.03)
+        time.sleep(0.06)
+        ended.append(time.monotonic())
         return 0.08
 
     place(one_pass)
-    until(lambda: len(begun) >= 4)
-    pauses = sorted(b - a for a, b in itertools.pairwise(begun))
-    assert pauses[0] > 0.075 and pauses[1] < 0.1
+    until(lambda: len(begun) >= 7)
+    assert begun[6] - ended[0] >= 5 * 0.08  # the second pass begins after the end of the first, each further one 0.08 s later at least
+    # Counted from the end of a pass, no pause at all could be shorter than 0.14 s.
+    until(lambda: any(b - a < 0.13 for a, b in itertools.pairwise(begun)))
 
 
-def test_another_thread_can_wake_it(place) -> None:
+def test_another_thread_can_wake_it(place, sound_asleep) -> None:
     begun: list[float] = []
     waker = resident.Waker()
     place(lambda _now: begun.append(time.monotonic()), waker=waker)
     until(lambda: begun)
-    time.sleep(0.05)
     count = len(begun)
     for _ in range(100_000):
         waker.set()
-    until(lambda: len(begun) > count, 0.5)
+    until(lambda: len(begun) > count)
 
 
-def test_a_successor_takes_over_without_a_gap_and_never_beside(place, run_dir: Path) -> None:
-    seen: list[tuple[float, str]] = []
-    inside = threading.Lock()
+def test_a_successor_takes_over_without_a_gap_and_never_beside(place, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resident, "OVERTIME", 60.0)  # each leaves because it is followed
+    seen: list[tuple[float, int]] = []
+    gaps: list[float] = []
+    inside, beside = threading.Lock(), []
 
-    def work(name: str) -> Callable[[datetime], float]:
+    def work(number: int) -> Callable[[datetime], float]:
         def one_pass(_now: datetime) -> float:
-            assert inside.acquire(blocking=False), "two at once"
-            seen.append((time.monotonic(), name))
+            if not inside.acquire(blocking=False):
+                beside.append(number)
+                return 0.005
+            seen.append((time.monotonic(), number))
             inside.release()
             return 0.005
 
         return one_pass
 
-    first = place(work("first"), stint=1.0)
-    until(lambda: (run_dir / "slot.want").exists(), 3)
-    assert resident.held("slot.slot")
-    place(work("second"))
-    first.join(3)
-    until(lambda: seen[-1][1] == "second")
-    last_of_first = max(at for at, name in seen if name == "first")
-    gap = min(at for at, name in seen if name == "second") - last_of_first
-    assert gap < 0.1, gap
+    before = place(work(0), stint=1.0)
+    for number in range(1, 6):
+        until((run_dir / "slot.want").exists)
+        assert resident.held("slot.slot")
+        after = place(work(number), stint=1.0)
+        before.join(60)
+        until(lambda number=number: seen[-1][1] == number)
+        gaps.append(min(at for at, who in seen if who == number) - max(at for at, who in seen if who == number - 1))
+        before = after
+        # What a successor still had to do after it has the slot, it would have to do each time; a machine that is busy, only now and then.
+        if gaps[-1] < 0.1:
+            break
+    assert min(gaps) < 0.1, gaps
+    assert not beside
     assert resident.holder("slot") == (os.getpid(), "0-tree")
-    assert not (run_dir / "slot.want").exists()
 
 
 def test_without_a_successor_it_stays_past_its_stint(place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resident, "OVERTIME", 0.5)
     begun = time.monotonic()
-    place(lambda _now: None, stint=0.1).join(3)
-    assert 0.5 < time.monotonic() - begun < 1.5
+    thread = place(lambda _now: None, stint=0.1)
+    thread.join(60)
+    assert not thread.is_alive() and time.monotonic() - begun > 0.5
 
 
-def test_one_waits_in_line_and_the_next_leaves(place) -> None:
+def test_one_waits_in_line_and_the_next_leaves(place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resident, "PATIENCE", 3600.0)  # who leaves does not leave because it has waited
+    taken: set[str] = set()
+    take = resident.Lock.take
+
+    def noted(lock: resident.Lock) -> bool:
+        if take(lock):
+            taken.add(lock.path.name)
+        return lock.mine
+
+    monkeypatch.setattr(resident.Lock, "take", noted)
     place(lambda _now: None)
-    until(lambda: resident.held("slot.slot"))
+    until(lambda: "slot.slot" in taken)
+    taken.clear()
     place(lambda _now: None)
-    until(lambda: resident.held("slot.next"))
+    until(lambda: "slot.next" in taken)  # `held` would take the lock for a moment, and twice in its way the second one would leave
     third = place(lambda _now: None)
-    third.join(2)
+    third.join(60)
     assert not third.is_alive()
+    assert resident.held("slot.slot") and resident.held("slot.next")
 
 
-def test_a_stop_frees_the_slot_before_it_finishes(place, run_dir: Path) -> None:
+def test_a_stop_frees_the_slot_before_it_finishes(place, sound_asleep, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resident, "FINISH", 3600.0)
     told: list[tuple[bool, float]] = []
     place(lambda _now: None, finish=lambda left: told.append((resident.held("slot.slot"), left())))
     until(lambda: resident.held("slot.slot"))
-    (run_dir / "stop.0-tree").write_text("2.0")
-    until(lambda: told, 0.5)
+    (run_dir / "new").write_text("1000.0")
+    (run_dir / "new").rename(run_dir / "stop.0-tree")
+    until(lambda: told)
     held, left = told[0]
     assert not held
-    assert 1.5 < left <= 2.0
+    assert 900 < left <= 1000
 
 
-def test_a_failing_pass_is_tried_again_while_the_heart_beats(place, run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_pass_is_tried_again_while_the_heart_beats(
+    place, run_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resident, "LOOK", 0.02)
     tries: list[float] = []
+    failures = 0
+    beats: dict[int, set[int]] = collections.defaultdict(set)  # after so many tries: what the file said of the last beat
+    beaten, worked = threading.Event(), threading.Event()
 
     def one_pass(_now: datetime) -> None:
+        nonlocal failures
         tries.append(time.monotonic())
-        if len(tries) < 4:
+        if len(tries) < 4 or not beaten.is_set():
+            failures += 1
             raise OperationalError("the database is away")
+        worked.set()
+
+    def beats_on() -> bool:
+        beats[len(tries)].add((run_dir / "slot.slot").stat().st_mtime_ns)
+        return max(len(instants) for instants in beats.values()) > 5  # a pass alone beats before and after, and so does the one after it
 
     place(one_pass)
-    until(lambda: len(tries) >= 4)
-    assert tries[3] - tries[0] < 1.5
-    assert time.time() - (run_dir / "slot.slot").stat().st_mtime < 0.3
-    assert 1 <= caplog.text.count("pass failed") <= 2
+    until(lambda: tries)
+    until(beats_on)
+    beaten.set()
+    until(worked.is_set)
+    assert failures >= 3 and tries[3] - tries[0] >= 0.1 + 0.2 + 0.4
+    assert caplog.text.count("pass failed") == failures.bit_length()  # the first, and each time their number doubles
 
 
-def test_the_end_of_its_connection_is_noticed_at_once(place) -> None:
+def test_the_end_of_its_connection_is_noticed_at_once(place, sound_asleep) -> None:
     begun: list[float] = []
     place(lambda _now: begun.append(time.monotonic()))
     until(lambda: begun)
     until(lambda: _listeners() == 1)  # the server may still be ending the line of the story before this one
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'flashduty slot'")
-        assert cursor.fetchone()[0] == 1
     count = len(begun)
-    until(lambda: len(begun) > count, 0.9)
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT count(pg_terminate_backend(pid)) {LISTENERS}")
+        assert cursor.fetchone()[0] == 1
+    until(lambda: len(begun) > count)
     until(lambda: _listeners() == 1)
     count = len(begun)
     notify()
-    until(lambda: len(begun) > count, 0.9)
+    until(lambda: len(begun) > count)
+
+
+# The server is shared: beside us other tests run in databases of their own, with the same names.
+LISTENERS = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'flashduty slot'"
 
 
 def _listeners() -> int:
     with connection.cursor() as cursor:
-        cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'flashduty slot'")
+        cursor.execute(f"SELECT count(*) {LISTENERS}")
         return cursor.fetchone()[0]
 
 
@@ -212,9 +260,9 @@ def test_the_slot_is_taken_and_beats_although_there_is_no_database(run_dir: Path
     thread.start()
     until(lambda: resident.held("slot.slot"))
     first = (run_dir / "slot.slot").stat().st_mtime_ns
-    until(lambda: (run_dir / "slot.slot").stat().st_mtime_ns > first, 1)
+    until(lambda: (run_dir / "slot.slot").stat().st_mtime_ns > first)
     (run_dir / "stop.0-tree").write_text("0")
-    thread.join(3)
+    thread.join(60)
     assert not thread.is_alive()
 
 
@@ -231,11 +279,12 @@ def test_a_stop_file_written_anew_sets_a_new_deadline(run_dir: Path) -> None:
     stop = resident.Stop("0-tree")
     assert stop.left() is None
     assert not resident.stopping()
-    (run_dir / "stop.0-tree").write_text("5.0")
-    assert 4.5 < (stop.left() or 0) <= 5
-    (run_dir / "new").write_text("2.0")
+    (run_dir / "stop.0-tree").write_text("500.0")
+    assert 400 < (stop.left() or 0) <= 500
+    (run_dir / "new").write_text("200.0")
+    os.utime(run_dir / "new", (0, 0))  # clocks of file systems are coarse: two that are written at once may bear one instant
     (run_dir / "new").rename(run_dir / "stop.0-tree")
-    assert 1.5 < (stop.left() or 0) <= 2
+    assert 100 < (stop.left() or 0) <= 200
     assert resident.stopping()
 
 
