@@ -380,6 +380,8 @@ def test_two_messages_that_fail_together_start_one_fallback(transactional_db, st
 
     def other() -> None:
         try:
+            with connection.cursor() as cursor:
+                cursor.execute("SET lock_timeout = 0")
             # Another drain writes what it knew a little before.
             Delivery.objects.filter(id=two.id).update(fallback_at=NOW - timedelta(milliseconds=9))
             outbox.fallbacks(NOW, book)
@@ -390,8 +392,13 @@ def test_two_messages_that_fail_together_start_one_fallback(transactional_db, st
         outbox.fallbacks(NOW, book)
         thread = threading.Thread(target=other)
         thread.start()
-        thread.join(0.3)  # it waits for the address
-    thread.join(5)
+        with connection.cursor() as cursor:
+            while thread.is_alive():
+                cursor.execute("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid)))")
+                if cursor.fetchone()[0]:
+                    break  # it waits for the address
+    thread.join(60)
+    assert not thread.is_alive()
     assert Delivery.objects.filter(fallback_of__isnull=False).count() == 1
     assert outbox.fallbacks(NOW, book) <= 1 and not Delivery.objects.filter(channel__in=bots, fallback_at__isnull=False).exists()
 
