@@ -1,7 +1,8 @@
 """`python -m benchmarks [name ...]`: starts the product, measures, prints a table beside the goals, writes JSON outside the tree, cleans up.
 
-Names: idle latency people sustained deliveries storm timers flood slow-flush; none: all of them. Only 127.0.0.1 is touched. A quarter of an hour for
-all; most of it is the flood's, since its bots take 20 messages in a real minute.
+Names: idle latency people sustained deliveries storm timers flood slow-flush peers; none: all but peers. Only 127.0.0.1 is touched. A quarter of an
+hour for all; most of it is the flood's, since its bots take 20 messages in a real minute. `peers`: latency and sustained, then the same of Alerta and
+Alertmanager (benchmarks/peers.py), which takes five minutes, and on its first run fetches Alerta from PyPI.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks import peers
 from benchmarks.measures import ALL, SLOW_FLUSH, Bench, Row
 from benchmarks.product import Broken, Product
 from benchmarks.wire import Provider, Source
@@ -75,7 +77,7 @@ def line(row: Row) -> str:
 def main() -> int:
     """0 when everything that was asked for was measured; the numbers are for people, they never make it fail."""
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*ALL, "slow-flush", []], help="what to measure; nothing: everything")
+    parser.add_argument("names", nargs="*", choices=[*ALL, "slow-flush", "peers", []], help="what to measure; nothing: all but peers")
     parser.add_argument("--port", type=int, default=8470)
     parser.add_argument("--scale", type=float, default=1.0, help="of the measured time, and of the flood's alerts: 0.2 for a quick look")
     parser.add_argument("--json", default=f"/var/tmp/flashduty-bench-{time.strftime('%Y%m%d-%H%M%S')}.json")
@@ -92,8 +94,19 @@ def main() -> int:
     code = 0
     with contextlib.suppress(KeyboardInterrupt):
         try:
+            beside = peers.prepare(say) if "peers" in names else []
+            if "peers" in names:
+                names += peers.MEASURES
             if plain := [name for name in ALL if name in names]:
                 rows += asyncio.run(measure(plain, options))
+            for peer in beside:
+                try:
+                    found = asyncio.run(peers.measure(peer, rows, options.port, options.scale, say))
+                except Broken as error:
+                    say(str(error))
+                    continue
+                print(*map(line, found), sep="\n", flush=True)
+                rows += found
             if "slow-flush" in names:
                 rows += asyncio.run(measure(list(SLOW_FLUSH), options, slow_flush=1000))
         except Broken as error:
@@ -104,7 +117,7 @@ def main() -> int:
         "python": platform.python_version(), "load": os.getloadavg(), "rows": [row.plain() for row in rows],
     }  # fmt: skip
     Path(options.json).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    say(f"ratio over 1: better than the goal. In full: {options.json}")
+    say(f"ratio over 1: better than the goal, which beside a peer is the peer's number. In full: {options.json}")
     return code
 
 

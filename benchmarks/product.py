@@ -25,7 +25,62 @@ class Broken(Exception):
     """The product, or the machine, does not do what a measurement needs; one sentence."""
 
 
-class Product:
+class Processes:
+    """All processes of something that was started here, and what the kernel says of them.
+
+    They are found by `mark`, which stands in the environment that they were started with, and as children of `roots`.
+    """
+
+    def __init__(self) -> None:
+        self.mark = f"FLASHDUTY_BENCH={secrets.token_hex(8)}"
+        self.roots: set[int] = set()
+
+    def kill(self) -> None:
+        """Ends at once whatever is left of it."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def processes(self) -> dict[int, str]:
+        """Every process of it by pid: `postgres`, `web`, `workers` or `run`. PostgreSQL's write over their environment: found by parent."""
+        table = {}
+        for entry in os.listdir("/proc"):
+            if entry.isdigit():
+                with contextlib.suppress(OSError, ValueError, IndexError):
+                    stat = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()
+                    if stat[0] not in "ZX":
+                        table[int(entry)] = int(stat[1])
+        name, _, value = self.mark.partition("=")
+        ours = {pid for pid in table if _environment(pid).get(name) == value}
+        ours |= self.roots
+        grown = True
+        while grown:
+            more = {pid for pid, parent in table.items() if parent in ours} - ours
+            ours |= more
+            grown = bool(more)
+        return {pid: _role(pid) for pid in ours if pid in table}
+
+    def cpu(self) -> dict[str, float]:
+        """Seconds of processor time used so far, by role and in all. Children that ended and were waited for are in their parents' numbers."""
+        used: dict[str, float] = {"postgres": 0, "web": 0, "workers": 0, "run": 0}
+        for pid, role in self.processes().items():
+            with contextlib.suppress(OSError, IndexError):
+                stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                used[role] += sum(map(int, stat[11:15])) / TICK
+        return used | {"all": sum(used.values())}
+
+    def memory(self) -> dict[str, int]:
+        """Proportional set size in bytes by role."""
+        used: dict[str, int] = {}
+        for pid, role in self.processes().items():
+            with contextlib.suppress(OSError):
+                for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                    if line.startswith("Pss:"):
+                        used[role] = used.get(role, 0) + int(line.split()[1]) * 1024
+        return used
+
+
+class Product(Processes):
     """`with Product(port, hook) as p:` runs it on 127.0.0.1 with a data folder of its own, which is gone afterwards.
 
     `slow_flush`: microseconds that every flush of PostgreSQL takes longer (needs a C compiler). `extra`: environment variables.
@@ -33,7 +88,7 @@ class Product:
 
     def __init__(self, port: int, provider_port: int, mail_port: int, *, slow_flush: int = 0, extra: dict[str, str] | None = None) -> None:
         self.port, self.provider_port, self.mail_port, self.slow_flush = port, provider_port, mail_port, slow_flush
-        self.mark = f"FLASHDUTY_BENCH={secrets.token_hex(8)}"
+        super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="flashduty-bench-", dir="/var/tmp"))
         self.folder.chmod(0o755)  # PostgreSQL may run as another account, and loads the flush shim from here
         self.data = self.folder / "data"
@@ -70,6 +125,7 @@ class Product:
                 [sys.executable, "-m", "flashduty.run", "127.0.0.1", str(self.port), str(self.data)],
                 cwd=TREE, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
+        self.roots = {self.run.pid}
         while b"Flashduty is ready" not in self.log.read_bytes():
             if self.run.poll() is not None or time.monotonic() - begun > START_SECONDS:
                 raise Broken(f"the product did not start: {self.log.read_text(errors='replace')[-2000:]}")
@@ -113,9 +169,7 @@ class Product:
                 self.run.send_signal(signal.SIGINT)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.run.wait(10)
-            for pid in self.processes():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            self.kill()
             self.run.wait(5)
             time.sleep(0.2)
             subprocess.run(
@@ -146,52 +200,11 @@ class Product:
     def version(self) -> str:
         return str(self.sql("SELECT version()")[0][0]).split(" on ")[0]
 
-    # ---- what the kernel says ----
-
-    def processes(self) -> dict[int, str]:
-        """Every process of this run by pid: `postgres`, `web`, `workers` or `run`. PostgreSQL's write over their environment: found by parent."""
-        table = {}
-        for entry in os.listdir("/proc"):
-            if entry.isdigit():
-                with contextlib.suppress(OSError, ValueError, IndexError):
-                    stat = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()
-                    if stat[0] not in "ZX":
-                        table[int(entry)] = int(stat[1])
-        name, _, value = self.mark.partition("=")
-        ours = {pid for pid in table if _environment(pid).get(name) == value}
-        if self.run is not None:
-            ours.add(self.run.pid)
-        grown = True
-        while grown:
-            more = {pid for pid, parent in table.items() if parent in ours} - ours
-            ours |= more
-            grown = bool(more)
-        return {pid: _role(pid) for pid in ours if pid in table}
-
-    def cpu(self) -> dict[str, float]:
-        """Seconds of processor time used so far, by role and in all. Children that ended and were waited for are in their parents' numbers."""
-        used: dict[str, float] = {"postgres": 0, "web": 0, "workers": 0, "run": 0}
-        for pid, role in self.processes().items():
-            with contextlib.suppress(OSError, IndexError):
-                stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                used[role] += sum(map(int, stat[11:15])) / TICK
-        return used | {"all": sum(used.values())}
-
-    def memory(self) -> dict[str, int]:
-        """Proportional set size in bytes by role."""
-        used: dict[str, int] = {}
-        for pid, role in self.processes().items():
-            with contextlib.suppress(OSError):
-                for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                    if line.startswith("Pss:"):
-                        used[role] = used.get(role, 0) + int(line.split()[1]) * 1024
-        return used
-
 
 class Busy:
-    """How much of the machine neither the product nor this process used: what makes a measurement doubtful."""
+    """How much of the machine neither the product (or a peer) nor this process used: what makes a measurement doubtful."""
 
-    def __init__(self, product: Product) -> None:
+    def __init__(self, product: Processes) -> None:
         self.product = product
         self.before = self._look()
 
