@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from escalation import plan
@@ -576,7 +576,7 @@ downs = st.lists(
 deaf = st.frozensets(st.integers(0, 3), max_size=2)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(rules, acted, downs, deaf)
 def test_random_lives_page_exactly_as_the_naive_simulator(
     rule: Rule, acts: dict[int, list[Action]], down: list[tuple[int, int]], unreachable: frozenset[int]
@@ -589,7 +589,7 @@ def test_random_lives_page_exactly_as_the_naive_simulator(
     assert [e for e in desk.ends if e[1] in SILENT] == [e for e in naive.ends if e[1] in SILENT]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(rules, acted, downs, deaf)
 def test_what_holds_in_every_life(
     rule: Rule, acts: dict[int, list[Action]], down: list[tuple[int, int]], unreachable: frozenset[int]
@@ -612,7 +612,7 @@ def test_what_holds_in_every_life(
         assert not closed or all(now <= min(closed) for now, *_ in desk.pages)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(rules, downs)
 def test_every_layer_keeps_its_window_whatever_the_outages(rule: Rule, down: list[tuple[int, int]]) -> None:
     """From a layer's first page to the next layer's there is its window, less the minute by which a page may be late without moving what follows."""
@@ -629,7 +629,7 @@ def test_every_layer_keeps_its_window_whatever_the_outages(rule: Rule, down: lis
         assert [p[1:] for p in desk.pages] == [p[1:] for p in undisturbed.pages]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(rules, acted, downs, deaf, st.integers(0, 700))
 def test_the_future_is_what_then_happens(
     rule: Rule, acts: dict[int, list[Action]], down: list[tuple[int, int]], unreachable: frozenset[int], now: int

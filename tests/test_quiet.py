@@ -4,7 +4,7 @@ from datetime import UTC, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mapping.quiet import Quiet
@@ -97,7 +97,7 @@ hours = (
 instants = st.datetimes(datetime(2025, 1, 1), datetime(2027, 12, 31)).map(lambda naive: naive.replace(tzinfo=UTC))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(hours, instants)
 def test_it_ends_and_when_it_has_ended_it_is_over(quiet, now):
     over = quiet.until("Info", now)
@@ -108,7 +108,7 @@ def test_it_ends_and_when_it_has_ended_it_is_over(quiet, now):
         assert quiet.until("Info", now + (over - now) / 2) == over
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(hours, instants, st.integers(0, 86400))
 def test_nothing_is_early_nothing_is_lost_and_nothing_arrives_in_quiet_hours(quiet, now, delay):
     when = quiet.earliest("Info", now, delay)
@@ -117,7 +117,7 @@ def test_nothing_is_early_nothing_is_lost_and_nothing_arrives_in_quiet_hours(qui
     assert quiet.earliest("Critical", now, delay) == now + timedelta(seconds=delay)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(hours, instants)
 def test_on_ordinary_days_it_is_what_the_clock_on_the_wall_says(quiet, now):
     zone = quiet.zone

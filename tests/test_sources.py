@@ -188,6 +188,7 @@ def test_zero_values_are_absent_and_numbers_are_texts():
     assert standard(alert_key=0).alert_key == "0"  # somebody's first monitor, not an absence
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.text(max_size=4), st.text(max_size=4)), st.text())
 def test_texts_are_storable_and_otherwise_untouched(labels, text):
     assert clean(text).encode() == text.replace("\0", "\ufffd").encode()
@@ -346,14 +347,14 @@ def whole_path(name, body, encoding=""):
     return items
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(sorted(SOURCES)), st.binary(max_size=200), st.sampled_from(["", "gzip", "deflate", "br"]))
 @example("standard", b'{"title_rule":"t","event_status":"Ok","alert_key":"' + b"\\u0000" * 300 + b'"}', "")
 def test_random_bytes(name, body, encoding):
     whole_path(name, body, encoding)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_bytes_of_real_payloads_changed(data):
     body = bytearray(data.draw(st.sampled_from(BODIES)))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from django.core.exceptions import ValidationError
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from templates_app import events, formats
@@ -198,7 +198,7 @@ def test_json_values_stand_inside_quotes() -> None:
     assert made == {"title": nasty, "labels": {nasty: nasty}, "n": 3, "at": None}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(max_size=60), st.sampled_from(["feishu", "slack", "telegram", "html", "dingtalk", "wecom"]))
 def test_no_value_opens_a_tag_or_a_link(value: str, fmt: str) -> None:
     text = say(
@@ -396,7 +396,7 @@ def test_a_small_context_is_kept_as_it_is() -> None:
         events.build("fired", id="1", num="2", title="t", severity="Info", progress="Triggered", detail_url="", start_time=0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(max_size=400), st.integers(0, 40), st.integers(0, 60))
 def test_whatever_comes_in_the_bound_holds(text: str, alerts: int, labels: int) -> None:
     assert events.size_of(big_context(text * 8, alerts, labels)) <= events.MAX_BYTES

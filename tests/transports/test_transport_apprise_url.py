@@ -202,16 +202,15 @@ def test_certificates_are_verified_whatever_the_address_says(server, tmp_path):
 
 
 def test_all_requests_of_a_message_have_eight_seconds_together(server, monkeypatch):
-    monkeypatch.setattr(http, "TOTAL_SECONDS", 0.3)
+    monkeypatch.setattr(http, "TOTAL_SECONDS", 2.0)
 
     def slow(seen):
-        time.sleep(0.2)
+        time.sleep(1.2)
         return Reply(200, {"status": "success", "data": {"authToken": "t", "userId": "u"}})
 
     server.answer = slow
-    began = time.monotonic()
     error = refused(server, "rocket://user:pass@HOST/#one/#two/#three")
-    assert time.monotonic() - began < 1 and not error.permanent and error.left
+    assert len(server.seen) <= 2 and not error.permanent and error.left
 
 
 # --- what an answer means ------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The Discord webhook against one as strict as the real one."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from channels_app.http import DeliveryError, Http
@@ -109,7 +109,7 @@ def test_a_cut_breaks_no_markup():
 
 
 @given(st.lists(st.sampled_from(["**", "word ", "\\*", "\\\\", f"[x]({LINK})", "[", "](", "\n", "🔥", "long" * 100])), st.integers(1, 60))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_the_text_the_sizes_hold(parts, times):
     message = page(text="".join(parts) * times, mentions=(LI, HAN))
     assert problems(compose(message)[0], True) == {} and problems(plain(message), True) == {}

@@ -217,11 +217,12 @@ def test_a_greeting_that_refuses():
 @pytest.mark.parametrize("end", ["HANG", "CLOSE"])
 @pytest.mark.parametrize(("step", "left"), [("", False), ("EHLO", False), ("MAIL", False), ("RCPT", False), ("DATA", False), (".", True)])
 def test_silence_is_unknown_only_after_the_text_has_left(step, left, end, monkeypatch):
-    monkeypatch.setattr(http, "TOTAL_SECONDS", 0.3)
+    if end == "HANG":
+        monkeypatch.setattr(http, "TOTAL_SECONDS", 2.0 if left else 0.3)  # it has to come so far, on a busy machine too
     with Script((step, end)) as server:
         started = time.monotonic()
         error = refused(server)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 20  # the server hangs for thirty
     assert (error.permanent, error.left, error.is_network) == (False, left, False)
 
 

@@ -6,6 +6,7 @@ import re
 import threading
 import time
 import wave
+from functools import partial
 
 import pytest
 
@@ -13,12 +14,13 @@ from channels_app import http, speech
 from channels_app.http import DeliveryError, Http
 from channels_app.transports import sip
 from channels_app.transports.sip import ENDS, Sip
+from tests.fakes import server
 from tests.fakes.message import page
-from tests.fakes.server import until
 from tests.fakes.sip import Trunk, settings_for
 from tests.fakes.tls import authority
 
 PHONE = "+8613800000000"
+until = partial(server.until, seconds=60)  # on a busy machine what a thread does after its answer may take its time
 SAYS = '#!/bin/sh\ncat > $0.text\necho "$2 $4" > $0.voice\ncp $0.wav "$8"\n'
 
 
@@ -29,14 +31,14 @@ def fresh(settings, tmp_path, monkeypatch):
     hum(tmp_path, monkeypatch)
     for name in ("LEAD", "PAUSE", "TAIL"):
         monkeypatch.setattr(speech, name, 0.02)
-    monkeypatch.setattr(sip, "T1", 0.1)
+    monkeypatch.setattr(sip, "T1", 2.0)  # what is sent again because a busy machine answers late counts as a second request
     speech.spoken.cache_clear()
     yield
 
     def calls():
         return [thread.name for thread in threading.enumerate() if thread.name.startswith("call ")]
 
-    assert until(lambda: not calls(), 5), calls()
+    assert until(lambda: not calls()), calls()
 
 
 def hum(folder, monkeypatch, seconds=0.04, script=SAYS) -> None:
@@ -77,7 +79,7 @@ def refusal(phone: Sip, address: str = PHONE, **changes) -> DeliveryError:
 def end_of(phone: Sip, call: str) -> tuple[str, str]:
     """(state, reason) that `poll` tells of a call, once it has ended."""
     told: list = []
-    assert until(lambda: told.extend(one for one in phone.poll([call]) if one.message_id == call) or told, 5), "no end of the call"
+    assert until(lambda: told.extend(one for one in phone.poll([call]) if one.message_id == call) or told), "no end of the call"
     return told[0].state, told[0].reason
 
 
@@ -98,9 +100,9 @@ def test_a_call_that_is_heard(protocol, payloads, tmp_path, monkeypatch):
         trunk.payloads = payloads
         phone = channel(trunk)
         call = phone.send(page(text="数据库不可用", language="zh-hans"), PHONE)
-        assert call.state == "sent" and trunk.answered.wait(5)
+        assert call.state == "sent" and trunk.answered.wait(60)
         assert end_of(phone, call.message_id) == ("delivered", "")
-        assert trunk.ended.wait(5) and trunk.faults == [] and trunk.heard.faults() == []
+        assert trunk.ended.wait(60) and trunk.faults == [] and trunk.heard.faults() == []
         assert [one.method for one in trunk.requests] == ["INVITE", "ACK", "BYE"]
         invite = trunk.requests[0]
         assert invite.uri == f"sip:{PHONE}@127.0.0.1" and invite.get("from").startswith("<sip:+8657188881234@127.0.0.1>")
@@ -150,7 +152,7 @@ def test_what_the_far_end_asks_during_the_call(trunk, tmp_path, monkeypatch):
     hum(tmp_path, monkeypatch, 0.3)
     phone = channel(trunk)
     call = phone.send(page(), PHONE)
-    assert trunk.answered.wait(5) and until(lambda: trunk.heard.packets)
+    assert trunk.answered.wait(60) and until(lambda: trunk.heard.packets)
     for method, body, foreign in (("OPTIONS", "", ""), ("INVITE", trunk._sdp(), ""), ("REFER", "", ""), ("BYE", "", "another-call")):
         trunk.ask(method, body, call_id=foreign)
     assert end_of(phone, call.message_id)[0] == "delivered"
@@ -240,14 +242,14 @@ def test_nobody_answers(trunk):
     phone.settings = {**phone.settings, "ring_seconds": 0.4}
     sent = phone.send(page(), PHONE)
     state, reason = end_of(phone, sent.message_id)
-    assert state == "failed" and "Nobody answered" in reason and trunk.ended.wait(5) and until(lambda: trunk.acks == 1)
+    assert state == "failed" and "Nobody answered" in reason and trunk.ended.wait(60) and until(lambda: trunk.acks == 1)
 
 
 def test_a_trunk_that_works_on_it_for_long(trunk, monkeypatch):
-    monkeypatch.setattr(http, "TOTAL_SECONDS", 0.7)
+    monkeypatch.setattr(http, "TOTAL_SECONDS", 2.0)
     trunk.plan = "trying"
     phone = channel(trunk, ring_seconds=10)
-    phone.settings = {**phone.settings, "ring_seconds": 1.2}
+    phone.settings = {**phone.settings, "ring_seconds": 3.0}
     sent = phone.send(page(), PHONE)
     assert sent.state == "sent" and end_of(phone, sent.message_id)[0] == "failed"
 
@@ -260,7 +262,8 @@ def test_a_trunk_that_says_nothing(trunk, monkeypatch):
 
 
 @pytest.mark.parametrize("protocol", ["udp", "tcp"])
-def test_nobody_is_there(protocol):
+def test_nobody_is_there(protocol, monkeypatch):
+    monkeypatch.setattr(sip, "T1", 0.1)  # over UDP the first packet is answered by the kernel, and the second one hears of it
     with Trunk(protocol) as trunk:
         phone = channel(trunk)
     error = refusal(phone)
@@ -274,7 +277,7 @@ def test_a_process_that_ends_in_the_middle_of_a_call(trunk, monkeypatch):
     monkeypatch.setattr(sip._Call, "longest", lambda call: -1)
     sent = phone.send(page(), PHONE)
     assert [(one.message_id, one.state) for one in phone.poll([])] == [(sent.message_id, "failed")]
-    assert trunk.ended.wait(5)
+    assert trunk.ended.wait(60)
 
 
 # --- sound -------------------------------------------------------------------------------------------------------------------------
@@ -284,7 +287,7 @@ def test_no_sound_that_we_have(trunk):
     trunk.payloads = "18 101"
     phone = channel(trunk)
     state, reason = end_of(phone, phone.send(page(), PHONE).message_id)
-    assert state == "failed" and "G.711" in reason and trunk.ended.wait(5)
+    assert state == "failed" and "G.711" in reason and trunk.ended.wait(60)
 
 
 @pytest.mark.parametrize("host", ["10.1.2.3", "169.254.169.254", "127.0.0.2", "media.example.com"])
@@ -292,7 +295,7 @@ def test_sound_goes_nowhere_that_the_guard_forbids(trunk, host):
     trunk.media_host = host
     phone = channel(trunk)
     state, reason = end_of(phone, phone.send(page(), PHONE).message_id)
-    assert state == "failed" and reason and trunk.ended.wait(5) and trunk.heard.packets == []
+    assert state == "failed" and reason and trunk.ended.wait(60) and trunk.heard.packets == []
 
 
 def test_addresses_that_nobody_may_reach(trunk):
@@ -369,6 +372,7 @@ def test_a_call_that_breaks_in_a_way_nobody_thought_of_is_not_taken_for_one_that
         raise KeyError("strange")
 
     monkeypatch.setattr(sip._Call, "_invite", breaks)
+    monkeypatch.setattr(http, "TOTAL_SECONDS", 60.0)
     began = time.monotonic()
     error = refusal(channel(trunk))
-    assert time.monotonic() - began < 2 and error.left and not error.permanent and "KeyError" in error.text
+    assert time.monotonic() - began < 30 and error.left and not error.permanent and "KeyError" in error.text

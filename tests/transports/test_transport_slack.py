@@ -1,7 +1,7 @@
 """The Slack webhook against one as strict as the real one; Slack's own SDK judges our blocks and the fake."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from slack_sdk.models.blocks import Block
 from slack_sdk.webhook import WebhookClient
@@ -144,7 +144,7 @@ def test_a_cut_breaks_no_markup():
 
 
 @given(st.lists(st.sampled_from(["*", "word ", "&amp;", f"<{LINK}|x>", "\n", "🔥", "<", "long" * 200])), st.integers(1, 60))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_sections_are_never_too_long_and_always_end(parts, times):
     found = sections("".join(parts) * times)
     assert all(0 < len(part) <= SECTION for part in found)

@@ -3,6 +3,7 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
@@ -12,13 +13,13 @@ from channels_app.outcomes import Outcomes
 from channels_app.transport import Update
 from channels_app.transports import smpp
 from channels_app.transports.smpp import GSM, Smpp
-from tests.fakes import smsc
+from tests.fakes import server, smsc
 from tests.fakes.message import page
-from tests.fakes.server import until
 from tests.fakes.smsc import Smsc, settings_for
 from tests.fakes.tls import authority
 
 PHONE = "+8613800000000"
+until = partial(server.until, seconds=60)  # on a busy machine what a thread does after its answer may take its time
 LONG = "Datenbank „Köln“ ist nicht erreichbar: {replica} [a|b] ~ 5 € ^ \\ " * 9
 CHINESE = "数据库不可用😀，请立即处理。" * 20
 
@@ -139,9 +140,10 @@ def test_a_closed_session_is_opened_again(centre):
 
 
 def test_an_idle_session_makes_room(centre, monkeypatch):
-    monkeypatch.setattr(smpp, "IDLE", 0.05)
     channel(centre).send(page(), PHONE)
-    assert until(lambda: centre.unbinds == 1 and not centre.bound)
+    with monkeypatch.context() as soon:
+        soon.setattr(smpp, "IDLE", 0.05)
+        assert until(lambda: centre.unbinds == 1 and not centre.bound)
     channel(centre).send(page(), PHONE)
     assert len(centre.said) == 2
 
@@ -208,7 +210,8 @@ def test_the_bind_is_refused(centre):
     assert not error.permanent and error.retry_after and "binds" in error.text
 
 
-def test_many_threads_and_a_centre_that_refuses_them(centre):
+def test_many_threads_and_a_centre_that_refuses_them(centre, monkeypatch):
+    monkeypatch.setattr(smpp, "SHARED_REFUSAL", 60.0)
     sender = channel(centre, password="wrong")
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _number: refusal(sender), range(8)))
@@ -219,7 +222,8 @@ def test_many_threads_and_a_centre_that_refuses_them(centre):
 def test_no_answer_means_that_nobody_knows(centre, how, monkeypatch):
     sender = channel(centre)
     sender.send(page(), PHONE)
-    monkeypatch.setattr(http, "TOTAL_SECONDS", 0.3 if how == "mute" else 3)
+    if how == "mute":
+        monkeypatch.setattr(http, "TOTAL_SECONDS", 1.5)
     setattr(centre, how, {smsc.SUBMIT_SM})
     assert refusal(sender).left
 
@@ -230,9 +234,15 @@ def test_no_answer_means_that_nobody_knows(centre, how, monkeypatch):
 def test_a_centre_that_speaks_another_language(centre, garbage, monkeypatch):
     sender = channel(centre)
     sender.send(page(), PHONE)
-    monkeypatch.setattr(http, "TOTAL_SECONDS", 0.2)
+    monkeypatch.setattr(http, "TOTAL_SECONDS", 1.5)
     centre.mute = {smsc.SUBMIT_SM}
-    threading.Timer(0.05, lambda: centre.bound[0].sock.sendall(garbage)).start()
+    session, before = centre.bound[0], centre.bound[0].last
+
+    def answer() -> None:
+        if until(lambda: session.last > before):
+            session.sock.sendall(garbage)
+
+    threading.Thread(target=answer, daemon=True).start()
     assert refusal(sender).left
 
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 import telegram as ptb
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from telegram.constants import FloodLimit, MessageLimit
 
@@ -198,7 +198,7 @@ def test_hostile_titles_arrive_as_words_and_notify_nobody(api, title):
 
 
 @given(st.text("<>&/ab=\"' \n;#x6🔥@pre", max_size=60))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_template_gives_html_that_telegram_reads(source):
     text = compose(page(text=source, subject="s"))[0]["text"]
     assert parse_html(text)[0].strip()
@@ -210,7 +210,7 @@ def test_any_template_gives_html_that_telegram_reads(source):
     ),
     st.integers(60, 400),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_cut_keeps_the_count_and_the_tags(parts, room):
     body, detail = compose(page(text="".join(parts) * 20, mentions=("li_lei",)), room)
     said, _entities = parse_html(body["text"])
