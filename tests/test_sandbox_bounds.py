@@ -181,7 +181,7 @@ render("{{ title }}", context, fmt="html")
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for name, source in json.load(sys.stdin).items():
     spent = 9.0
-    for attempt in range(3):  # what else runs on the machine only ever adds to the time
+    for attempt in range(10):  # what else runs on the machine only ever adds to the time
         _compiled.cache_clear()
         before = time.thread_time()
         try:
@@ -205,7 +205,7 @@ def test_hostile_templates_are_over_soon_and_small(fmt: str) -> None:
         input=json.dumps(HOSTILE),
         capture_output=True,
         text=True,
-        timeout=90,  # a wall for a machine that is busy with other things; the limit that counts is processor time below
+        timeout=600,  # a wall for a machine that is busy with other things; the limit that counts is processor time below
         cwd=Path(__file__).parent.parent,
     )
     assert run.returncode == 0, run.stderr

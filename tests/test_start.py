@@ -36,7 +36,7 @@ def refused(data, **variables):
         port = str(free.getsockname()[1])
     command = [sys.executable, "-m", "flashduty.run", "127.0.0.1", variables.pop("PORT", port), str(data)]
     done = subprocess.run(
-        command, cwd=TREE, capture_output=True, text=True, check=False, timeout=60, env={"PATH": os.environ["PATH"], "HOME": str(TREE)} | variables
+        command, cwd=TREE, capture_output=True, text=True, check=False, timeout=300, env={"PATH": os.environ["PATH"], "HOME": str(TREE)} | variables
     )  # fmt: skip
     progress = "".join(line for line in done.stdout.splitlines(True) if "| starting, " not in line)  # on a slow machine
     assert done.returncode == 1 and not progress, done
