@@ -1,8 +1,13 @@
 """What every test file shares. The database comes from tests/embedded.py, which has to be loaded earlier than a conftest.py is."""
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.world import World
+
+# How long an example takes says how busy the machine is, and nothing about what it proves.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture

@@ -350,14 +350,19 @@ def test_whatever_goes_wrong_is_no_failure_of_ours_and_says_nothing(bell, client
 
 
 def test_refusals_are_a_line_a_minute(bell, client, caplog, monkeypatch):
+    def said() -> list[str]:
+        return [line.message for line in caplog.records if "refused" in line.message]
+
     Bell.plan = PermissionError("the signature does not hold")
+    assert callbacks.QUIET == 60.0
+    monkeypatch.setattr(callbacks, "QUIET", 3600.0)  # the 50 may take longer than a minute
     for _turn in range(50):
         client.post(bell)
-    lines = [line for line in caplog.records if "refused" in line.message]
-    assert len(lines) == 1 and "the signature does not hold" in lines[0].message and bell not in caplog.text
+    lines = said()
+    assert len(lines) == 1 and "the signature does not hold" in lines[0] and bell not in caplog.text
     monkeypatch.setattr(callbacks, "QUIET", 0.0)
     client.post(bell)
-    assert "49 more" in caplog.records[-1].message
+    assert "49 more" in said()[-1]
 
 
 def test_a_body_over_the_cap_is_not_read_and_one_at_it_is(bell, client):

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from channels_app import http, outbox, policy, resident, tasks, transport
 from channels_app.http import DeliveryError
 from channels_app.models import Channel, Delivery
 from mapping.clock import db_now
+from tests.fakes.server import until
 from tests.test_outbox import BUSY, Chat, Provider, Scene, Second
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -32,26 +34,29 @@ def scene(transactional_db: None, monkeypatch: pytest.MonkeyPatch, settings: Any
     return scene
 
 
+# What hangs hangs for LONG, and what does not wait for it is done well before SOON on any machine.
+SOON, LONG = 20.0, 60.0
+
+
 class Running:
     """A drain whose ticks this test gives, as the resident's shell does."""
 
     def __init__(self, slot: str, threads: int = 16) -> None:
         self.drain = tasks.Drain(slot, threads)
         self.drain.prepare()
-        self.longest = 0.0
+        self.ticks: list[float] = []
 
-    def until(self, true: Callable[[], bool], seconds: float = 10) -> float:
-        """Ticks until something is true; how long it took."""
+    def until(self, true: Callable[[], bool], seconds: float = SOON) -> None:
+        """Ticks until something is true."""
         began = time.monotonic()
         while not true():
             assert time.monotonic() - began < seconds, "it did not happen"
             tick = time.monotonic()
             pause = self.drain.tick(db_now())
-            self.longest = max(self.longest, time.monotonic() - tick)
+            self.ticks.append(time.monotonic() - tick)
             time.sleep(min(0.01, 0.01 if pause is None else pause))
-        return time.monotonic() - began
 
-    def end(self, seconds: float = 5) -> float:
+    def end(self, seconds: float = LONG) -> float:
         began = time.monotonic()
         self.drain.finish(lambda: max(0.0, began + seconds - time.monotonic()))
         self.drain.close()
@@ -77,42 +82,41 @@ def test_it_sends_what_is_posted_and_ends_with_nothing_in_flight(scene):
     for topic in range(50):
         scene.page(outbox.To(channel.id, f"t{topic}"), topic=topic)
     running.until(sent(50))
-    assert running.end() < 1
+    assert running.end() < SOON
     assert not list(Path(resident.path("x").parent).glob("*.holder"))
 
 
 def test_a_provider_that_hangs_delays_no_other_channel_and_no_tick(scene, hang):
     bad, good = scene.channel("bad"), scene.channel("good")
-    scene.plan("bad", lambda message: (hang.wait(8) and None) or BUSY)
+    scene.plan("bad", lambda message: (hang.wait(LONG) and None) or BUSY)
     running = Running("drain-0", threads=8)
     for topic in range(40):
         scene.page(outbox.To(bad.id, f"t{topic}"), topic=topic)
     running.until(lambda: "bad" in scene.names())
     for topic in range(10):
         scene.page(outbox.To(good.id, f"t{topic}"), topic=topic)
-    assert running.until(sent(10)) < 1
-    assert running.longest < 0.2
-    began = time.monotonic()
-    running.end(0.3)
-    assert time.monotonic() - began < 1
+    running.until(lambda: sent(10)() and len(running.ticks) > 20)
+    assert median(running.ticks) < 0.3 and max(running.ticks) < SOON
+    assert running.end(0.3) < SOON
     assert not Delivery.objects.filter(state="sending").exists()
     assert Delivery.objects.filter(channel=bad, possible_repeat=True, state="queued").exists()
 
 
 def test_a_drain_that_died_is_found_by_its_free_lock_and_not_by_its_lease(scene, hang):
     channel = scene.channel("a")
-    scene.plan("a", lambda message: (hang.wait(8) and None) or transport.Receipt() if message.attempt == 1 else transport.Receipt())
+    scene.plan("a", lambda message: (hang.wait(LONG) and None) or transport.Receipt() if message.attempt == 1 else transport.Receipt())
     scene.page(scene.person(channel))
     dead = Running("drain-0")
     dead.until(lambda: len(Provider.got) == 1)
+    Delivery.objects.update(lease_until=scene.now + timedelta(hours=1))
     alive = Running("drain-1")
     alive.drain.tick(db_now())
     assert Delivery.objects.get().state == "sending"  # its lock is held: it lives
     dead.drain.lock.free()  # what the kernel does when a process dies
-    assert alive.until(sent(1)) < 2
+    alive.until(sent(1))
     assert [(m.attempt, m.possible_repeat) for _n, m, _a in Provider.got] == [(1, False), (2, True)]
     hang.set()
-    time.sleep(0.1)
+    assert until(lambda: not dead.drain._open())  # what it was told is too late
     row = Delivery.objects.get()
     assert (row.state, row.attempts, [line[3] for line in row.log]) == ("sent", 2, ["unknown", "sent"])
     alive.end()
@@ -122,7 +126,7 @@ def test_a_drain_that_died_is_found_by_its_free_lock_and_not_by_its_lease(scene,
 def test_a_stint_that_ends_finishes_what_is_out_while_the_next_one_works(scene, hang):
     channel = scene.channel("a", kind="chat")
     other = scene.channel("b")
-    scene.plan("a", lambda message: (hang.wait(8) and None) or transport.Receipt())
+    scene.plan("a", lambda message: (hang.wait(LONG) and None) or transport.Receipt())
     scene.page(outbox.To(channel.id, ""), topic=1)
     old = Running("drain-0")
     old.until(lambda: len(Provider.got) == 1)
@@ -140,7 +144,7 @@ def test_a_stint_that_ends_finishes_what_is_out_while_the_next_one_works(scene, 
 
 def test_who_waits_for_the_chat_of_another_looks_less_and_less_often_and_writes_nothing(scene, hang):
     channel = scene.channel("a", kind="chat")
-    scene.plan("a", lambda message: (hang.wait(8) and None) or transport.Receipt())
+    scene.plan("a", lambda message: (hang.wait(LONG) and None) or transport.Receipt())
     for topic in (1, 2):
         scene.page(outbox.To(channel.id, ""), topic=topic)
     first, second = Running("drain-0"), Running("drain-1")
@@ -207,10 +211,13 @@ def test_results_that_wait_for_the_database_outlive_their_stint_and_their_lease(
 
 def test_a_request_that_never_ends_is_sent_again_by_who_waits_for_it(scene, hang, monkeypatch):
     monkeypatch.setattr(tasks, "CHORES", 0.05)
+    lease = policy.LEASE
     monkeypatch.setattr(policy, "LEASE", timedelta(seconds=0.2))
-    scene.plan("a", lambda message: (message.attempt == 1 and hang.wait(8) and None) or transport.Receipt())
+    scene.plan("a", lambda message: (message.attempt == 1 and hang.wait(LONG) and None) or transport.Receipt())
     scene.page(scene.person(scene.channel("a")))
     running = Running("drain-0")
+    running.until(lambda: "unknown" in [line[3] for line in Delivery.objects.get().log])
+    monkeypatch.setattr(policy, "LEASE", lease)  # on a busy machine 0.2 s can be too short for the second, which answers at once
     running.until(sent(1))
     hang.set()
     running.end()
@@ -240,14 +247,14 @@ def test_a_text_the_database_refuses_does_not_stop_the_others(scene, monkeypatch
 
 def test_the_shell_runs_it(scene, settings):
     scene.page(scene.person(scene.channel("a")))
-    settings.STINT = 1.0
+    settings.STINT = LONG
 
     def look() -> None:
         try:
             began = time.monotonic()
-            while not Delivery.objects.filter(state="sent").exists() and time.monotonic() - began < 5:
+            while not Delivery.objects.filter(state="sent").exists() and time.monotonic() - began < SOON:
                 time.sleep(0.02)
-            resident.path("stop.").write_text("2")
+            resident.path("stop.").write_text(str(SOON))
         finally:
             connection.close()
 
@@ -270,7 +277,7 @@ class Asked(Provider):
     def poll(self, message_ids: Sequence[str]) -> Sequence[transport.Update]:
         Asked.questions.append((threading.current_thread().name, list(message_ids)))
         if Asked.hangs is not None:
-            Asked.hangs.wait(8)
+            Asked.hangs.wait(LONG)
         if "refuse" in self.settings["name"]:
             raise DeliveryError("ask me later", permanent=False)
         return [transport.Update("m2", "failed", "the line was busy"), *(transport.Update(one, "delivered") for one in message_ids)]
@@ -299,7 +306,7 @@ def test_who_cannot_call_us_is_asked_what_became_of_its_messages(asked):
     assert by["m1"].state == "delivered" and (by["m2"].state, by["m2"].reason) == ("failed", "the line was busy")
     running.until(lambda: [] in [ids for _thread, ids in Asked.questions])  # without messages, too
     assert Delivery.objects.get(channel=refusing).state == "sent"
-    assert running.end() < 2
+    assert running.end() < SOON
     assert not {name for name, _ids in Asked.questions} & {threading.current_thread().name}
 
 
@@ -360,7 +367,8 @@ def test_a_provider_that_hangs_when_asked_blocks_neither_pages_nor_other_channel
     running = Running("drain-0")
     running.until(lambda: bool(Asked.questions))
     asked.page(outbox.To(good.id, "t1"))
-    assert running.until(sent(1)) < 1 and running.longest < 0.2
+    running.until(lambda: sent(1)() and len(running.ticks) > 20)
+    assert median(running.ticks) < 0.3 and max(running.ticks) < SOON
     assert len(Asked.questions) == 1, "one question at a time"
     hang.set()
     running.until(lambda: len(Asked.questions) > 1)

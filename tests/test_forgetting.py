@@ -1,6 +1,7 @@
 """Somebody who has left is erased from where they were reached and from what was said; the incidents' stories stay whole."""
 
 import json
+import re
 from datetime import timedelta
 from io import StringIO
 
@@ -19,6 +20,7 @@ from tests.world import START, World, layer
 
 pytestmark = pytest.mark.django_db
 PHONE, CHAT, BOT = "+8613912345678", "777000777", "webhook-of-grace"
+CIPHER = re.compile(r"gAAAAA[\w=-]+")  # what is encrypted says nothing, but for five letters of a name by chance
 TRACES = ("grace", "hopper", PHONE, CHAT, BOT)
 
 
@@ -57,7 +59,7 @@ def everything() -> str:
         if not model._meta.proxy:
             with connection.cursor() as cursor:
                 cursor.execute(f'SELECT row_to_json(t)::text FROM "{model._meta.db_table}" t')
-                found += [f"{model.__name__}: {row}" for (row,) in cursor.fetchall()]
+                found += [f"{model.__name__}: {CIPHER.sub('', row)}" for (row,) in cursor.fetchall()]
     found += [json.dumps([row.settings, row.proxy]) for row in Channel.objects.all()]
     return "\n".join(found).lower()
 

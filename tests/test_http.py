@@ -14,6 +14,9 @@ from tests.fakes.proxy import Proxy
 from tests.fakes.server import Reply, Server, until
 from tests.fakes.tls import authority
 
+# What ends in time ends well before SOON on any machine, and what does not goes on for LONG: in between lies nothing but a mistake.
+SOON, LONG = 15.0, 60.0
+
 
 @pytest.fixture(scope="session")
 def ca(tmp_path_factory):
@@ -165,9 +168,9 @@ def test_names_that_do_not_exist_are_our_network():
 
 def test_nobody_listens():
     with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
+        sock.bind(("127.0.0.1", 0))  # and it stays ours: somebody else could listen there by now
         port = sock.getsockname()[1]
-    error = refused(lambda: Http(allow_private=True).post(f"http://127.0.0.1:{port}/", json={}))
+        error = refused(lambda: Http(allow_private=True).post(f"http://127.0.0.1:{port}/", json={}))
     assert (error.permanent, error.left, error.is_network) == (False, False, True)
 
 
@@ -182,8 +185,8 @@ def test_a_host_that_swallows_packets_costs_the_connect_time_only(monkeypatch):
             one.setblocking(False)
             one.connect_ex(place)
         started = time.monotonic()
-        error = refused(lambda: Http(allow_private=True).post(f"http://127.0.0.1:{place[1]}/", json={}))
-        assert time.monotonic() - started < 1
+        error = refused(lambda: Http(allow_private=True).post(f"http://127.0.0.1:{place[1]}/", json={}, timeout=LONG))
+        assert time.monotonic() - started < SOON
         for one in fill:
             one.close()
     assert (error.left, error.is_network) == (False, True)
@@ -196,14 +199,15 @@ def test_a_name_server_that_hangs_costs_the_connect_time_only(monkeypatch):
 
     def hangs(host, port, *args, flags=0, **kwargs):
         if not flags:
-            release.wait(5)
+            release.wait(LONG)
         return real("127.0.0.1" if not flags else host, port, *args, flags=flags, **kwargs)
 
     monkeypatch.setattr(socket, "getaddrinfo", hangs)
     started = time.monotonic()
-    error = refused(lambda: Http().post("http://slow.example/", json={}))
+    error = refused(lambda: Http().post("http://slow.example/", json={}, timeout=LONG))
+    took = time.monotonic() - started
     release.set()
-    assert time.monotonic() - started < 1 and error.is_network and "name server" in error.text
+    assert took < SOON and error.is_network and "name server" in error.text
 
 
 @pytest.mark.parametrize("end", ["close", "reset"])
@@ -218,29 +222,30 @@ def test_no_answer_after_the_request_left(server, end):
     "reply",
     [
         Reply(raw=b"", end="hang"),
-        Reply(raw=b"HTTP/1.1 200 OK\r\nX-Slow: " + b"a" * 200, drip=0.02),
-        Reply(200, b"x" * 200, drip=0.02),
+        Reply(raw=b"HTTP/1.1 200 OK\r\nX-Slow: " + b"a" * 3000, drip=0.02),
+        Reply(200, b"x" * 3000, drip=0.02),
     ],
     ids=["silence", "headers drip", "body drips"],
 )
 def test_the_whole_request_has_one_deadline(server, reply):
     server.answer = reply
     started = time.monotonic()
-    error = refused(lambda: door(server).post(server.url, json={}, timeout=0.3))
-    assert 0.25 < time.monotonic() - started < 1.5
-    assert error.left and not error.permanent and "0.3 s" in error.text
+    error = refused(lambda: door(server).post(server.url, json={}, timeout=1.2))
+    assert 1.15 < time.monotonic() - started < SOON
+    assert error.left and not error.permanent and "1.2 s" in error.text
 
 
 def test_several_requests_have_one_time_for_all_where_it_is_set(server):
-    server.answer = lambda _seen: (time.sleep(0.25), Reply(200, {}))[1]
-    with http.deadline(0.4):
-        door(server).post(server.url, json={})
-        started = time.monotonic()
-        assert refused(lambda: door(server).post(server.url, json={})).left
-        assert time.monotonic() - started < 0.22, "the second has what the first left"
-        error = refused(lambda: door(server).post(server.url, json={}))
+    server.answer = lambda _seen: Reply(200, {}) if len(server.seen) == 1 else Reply(raw=b"", end="hang")
+    started = time.monotonic()
+    with http.deadline(1.5):
+        door(server).post(server.url, json={}, timeout=LONG)
+        assert refused(lambda: door(server).post(server.url, json={}, timeout=LONG)).left
+        assert 1.45 < time.monotonic() - started < SOON, "the second has what the first left"
+        error = refused(lambda: door(server).post(server.url, json={}, timeout=LONG))
         assert not error.left and not error.permanent and not error.is_network and "no time left" in error.text
-    assert len(server.seen) == 2
+    assert until(lambda: len(server.seen) >= 2) and len(server.seen) == 2
+    server.answer = Reply()
     assert door(server).post(server.url, json={}).status == 200, "and afterwards none is over"
 
 
@@ -258,10 +263,10 @@ def test_a_refusal_is_a_refusal_though_its_body_breaks_off(server):
 
 def test_a_dripping_body_nobody_needs_costs_a_second(server, monkeypatch):
     monkeypatch.setattr(http, "STATUS_SECONDS", 0.1)
-    server.answer = Reply(200, b"x" * 400, drip=0.02)
+    server.answer = Reply(200, b"x" * 3000, drip=0.02)
     started = time.monotonic()
-    assert door(server).post(server.url, json={}, status_only=True).status == 200
-    assert time.monotonic() - started < 1
+    assert door(server).post(server.url, json={}, status_only=True, timeout=LONG).status == 200
+    assert time.monotonic() - started < SOON
 
 
 def test_a_body_has_an_end(server):
@@ -349,10 +354,10 @@ def test_tls_with_a_server_that_speaks_none(server):
 
 
 def test_tls_reads_have_the_same_deadline(ca):
-    with Server(Reply(200, b"x" * 200, drip=0.02), context=ca.server) as server:
+    with Server(Reply(200, b"x" * 3000, drip=0.02), context=ca.server) as server:
         started = time.monotonic()
-        assert refused(lambda: door(server, ca_bundle=ca.pem).post(server.url, json={}, timeout=0.4)).left
-        assert time.monotonic() - started < 1.5
+        assert refused(lambda: door(server, ca_bundle=ca.pem).post(server.url, json={}, timeout=1.5)).left
+        assert time.monotonic() - started < SOON
 
 
 def test_a_handshake_that_never_comes_leaves_nothing(monkeypatch):
@@ -439,13 +444,13 @@ def test_64_threads_share_one_door(server):
     def send(number):
         for turn in range(5):
             body = f"{number}-{turn}".encode()
-            if channel.post(server.url, data=body).body != body:
+            if channel.post(server.url, data=body, timeout=LONG).body != body:
                 wrong.append(body)
 
     threads = [threading.Thread(target=send, args=(number,)) for number in range(64)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(2 * LONG)
     assert wrong == [] and len(server.seen) == 320
     assert server.connections <= 64

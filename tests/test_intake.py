@@ -11,6 +11,7 @@ from escalation import explain, intake, lifecycle
 from escalation.models import Alert, Event, Incident, Integration, Run, TimelineEntry, Workspace
 from escalation.models.rule import RuleSnapshot
 from escalation.sources import Parsed
+from tests.fakes.server import until
 from tests.world import Stranger
 
 T0 = datetime(2026, 3, 1, 9, 0, tzinfo=UTC)
@@ -317,13 +318,23 @@ def test_a_database_that_was_restarted_costs_no_event():
         cursor.execute("SELECT pg_backend_pid()")
         pid = cursor.fetchone()[0]
 
+    killed = []
+
     def kill():
         with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_terminate_backend(%s, 2000)", [pid])
+            cursor.execute("SELECT pg_terminate_backend(%s)", [pid])
+
+            def gone():
+                cursor.execute("SELECT FROM pg_stat_activity WHERE pid = %s", [pid])
+                return not cursor.rowcount
+
+            assert until(gone)
+            killed.append(pid)
         connections.close_all()
 
     thread = threading.Thread(target=kill)
     thread.start()
     thread.join()
+    assert killed == [pid]
     stage.send(key="after").take()
     assert stage.outcomes() == ["created", "created"]

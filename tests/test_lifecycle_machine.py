@@ -254,8 +254,11 @@ def test_any_order_of_what_people_do_agrees_with_the_model(db):
     Machine.workspace = Workspace.objects.create(name="w")
     Machine.integration = Integration.objects.create(workspace=Machine.workspace, name="i")
     Machine.snapshot = RuleSnapshot.objects.create(version=1, body={"layers": [{}, {}]}, body_hash="m", created_at=T0)
-    run_state_machine_as_test(
-        Machine, settings=settings(max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
-    )
-    # A walk that never gets anywhere agrees with everything.
-    assert {move.entry for move in lifecycle.MOVES.values()} - {""} <= set(Machine.seen), Machine.seen
+    wanted = {move.entry for move in lifecycle.MOVES.values()} - {""}
+    for _walk in range(5):  # walks are random: a rare move may be missing in one
+        run_state_machine_as_test(
+            Machine, settings=settings(max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
+        )
+        if wanted <= set(Machine.seen):
+            break
+    assert wanted <= set(Machine.seen), Machine.seen  # a walk that never gets anywhere agrees with everything

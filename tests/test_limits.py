@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
@@ -112,7 +113,9 @@ def test_two_nodes_never_exceed_the_limit_of_an_account_together(transactional_d
         try:
             book = Book()
             book.refresh(scene.now)
-            for _turn in range(6):
+            turn, end = 0, time.monotonic() + 60
+            while turn < 6 or (len(taken) < 7 and time.monotonic() < end):  # a turn is empty while another node is at the channel
+                turn += 1
                 taken.extend(one.id for one in outbox.claim(name, scene.now, outbox.Room(5), book))
         finally:
             connection.close()
@@ -217,14 +220,15 @@ def test_it_is_logged_when_a_month_has_gone_to_four_fifths(scene, caplog):
 
 def test_a_month_that_comes_to_its_end_is_shown_to_whoever_keeps_the_channels(scene, client):
     scarce, plenty = scene.channel("Scarce", monthly_quota=100), scene.channel("Plenty", monthly_quota=1000)
-    month = limits.month_of(datetime.now(UTC))
+    now = datetime.now(UTC)
+    month = limits.month_of(now)
     for channel in (scarce, plenty):
         used(channel, 81, month)
-    (line,) = ChannelHealth.short_of_messages(datetime.now(UTC))
+    (line,) = ChannelHealth.short_of_messages(now)
     assert line.startswith("Scarce: 81 of the month's 100 messages are used already")
     alarms = client.get("/readyz").json()["alarms"]
     assert any("month's messages: 1" in text for text in alarms) and not any("Scarce" in text for text in alarms)
-    assert ChannelHealth.short_of_messages(limits.next_month(datetime.now(UTC))) == []
+    assert ChannelHealth.short_of_messages(limits.next_month(now)) == []
 
 
 @pytest.mark.parametrize(

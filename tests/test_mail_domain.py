@@ -172,10 +172,11 @@ def test_a_return_path_elsewhere_needs_a_signature(keys):
 @pytest.mark.parametrize("name", ["relay.example.net", "example.com", "_dmarc.example.com"])
 def test_dns_that_does_not_answer_is_said_so(broken, name, monkeypatch):
     monkeypatch.setattr(mail_domain, "SECONDS", 0.15)
+    monkeypatch.setattr(mail_domain, "ALL_SECONDS", 120.0)
     began = time.monotonic()
     ((what, fix),) = look({"example.com": {"TXT": ["v=spf1 ip4:8.8.4.4 -all"]}, **RELAY, **DMARC, name: broken})
     assert "could not be checked" in what and "DNS cannot be asked" in what and "dig +short TXT example.com" in fix
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 30  # and neither the resolver's own 60 s nor all that there are
 
 
 def test_a_name_server_of_this_network_only_says_nothing_of_the_world():

@@ -275,4 +275,5 @@ class Stranger:
             cursor.execute(self.what)
 
     def __exit__(self, *_error: object) -> None:
+        self.session.rollback()  # which the server answers: after a mere close it may hold the lock for a while yet
         self.session.close()

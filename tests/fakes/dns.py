@@ -4,7 +4,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Any, Self
 
 import dns.exception
 import dns.message
@@ -15,6 +15,19 @@ import dns.resolver
 import dns.rrset
 
 Zone = Mapping[str, Mapping[str, Sequence[str]] | str]
+
+
+class _Patient(dns.resolver.Resolver):
+    """Waits as long as it is told for a name that is silent, and long for any other: a busy machine is no name server that is away."""
+
+    def __init__(self, zone: Zone) -> None:
+        super().__init__(configure=False)
+        self.zone = zone
+
+    def resolve(self, qname: Any, *args: Any, lifetime: float | None = None, **options: Any) -> dns.resolver.Answer:
+        if self.zone.get(str(qname).rstrip(".").lower()) != "SILENT":
+            lifetime = self.lifetime
+        return super().resolve(qname, *args, lifetime=lifetime, **options)
 
 
 class Names:
@@ -28,8 +41,9 @@ class Names:
 
     @property
     def resolver(self) -> dns.resolver.Resolver:
-        made = dns.resolver.Resolver(configure=False)
-        made.nameservers, made.port, made.timeout = ["127.0.0.1"], self._socket.getsockname()[1], 0.2
+        made = _Patient(self.zone)
+        made.nameservers, made.port = ["127.0.0.1"], self._socket.getsockname()[1]
+        made.timeout = made.lifetime = 60.0  # whoever asks says how long he waits; nothing is asked twice
         return made
 
     def __enter__(self) -> Self:

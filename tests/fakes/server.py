@@ -134,7 +134,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(bytes([byte]))
 
 
-def until(true: Callable[[], Any], seconds: float = 3) -> bool:
+def until(true: Callable[[], Any], seconds: float = 30) -> bool:
     """Whether `true()` comes to hold in time: for what a server's thread does after its answer."""
     end = time.monotonic() + seconds
     while not (held := true()) and time.monotonic() < end:

@@ -13,6 +13,15 @@ from aiosmtpd.smtp import SMTP as Protocol
 from aiosmtpd.smtp import AuthResult, Envelope, LoginPassword, Session
 
 
+class _Controller(Controller):
+    """On a port of the kernel's choice, bound before it is known: one that was found free may be another's by then."""
+
+    def _create_server(self) -> Any:
+        listening = socket.create_server((self.hostname, 0))
+        self.port = listening.getsockname()[1]
+        return self.loop.create_server(self._factory_invoker, sock=listening, ssl=self.ssl_context)
+
+
 class Mailbox:
     """`with Mailbox() as server`: `server.mails` are the messages it took, `server.envelopes` who they were for.
 
@@ -30,10 +39,9 @@ class Mailbox:
         options: dict[str, Any] = {"ssl_context": tls} if tls else {"tls_context": starttls, "require_starttls": True} if starttls else {}
         if login:
             options |= {"authenticator": self._authenticate, "auth_required": True, "auth_require_tls": bool(starttls)}
-        self._controller = Controller(self, hostname="127.0.0.1", port=0, **options)
+        self._controller = _Controller(self, hostname="127.0.0.1", port=0, ready_timeout=60, **options)
 
     def __enter__(self) -> Self:
-        self._controller.port = free_port()
         self._controller.start()
         self.port = self._controller.port
         self.host = f"127.0.0.1:{self.port}"
