@@ -16,6 +16,16 @@ PROGRAMS = ("chromium", "chromedriver")
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the protocol's own name for a reference to an element
 
 
+class Moved(AssertionError):
+    """What was asked about is not there any more: the page has just been drawn anew, or another one is being opened."""
+
+
+MOVED = frozenset(
+    {"stale element reference", "no such element", "detached shadow root", "element click intercepted", "element not interactable"}
+)
+GOING = ("navigat", "unloaded", "context was destroyed")  # what the driver says where it says "unknown error" or "javascript error"
+
+
 class Browser:
     """`with Browser(folder, width=390) as browser:`; a window of its own, without cookies. Failures of the protocol raise AssertionError."""
 
@@ -31,7 +41,7 @@ class Browser:
         self.http = requests.Session()
         self.session = f"http://127.0.0.1:{self.port}"
         try:
-            for _turn in range(100):
+            for _turn in range(600):
                 try:
                     if self._call("GET", "/status")["ready"]:
                         break
@@ -68,13 +78,15 @@ class Browser:
                 self._call("DELETE", "")
         finally:
             self.driver.terminate()
-            self.driver.wait(10)
+            self.driver.wait(60)
             self.http.close()
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         data = json.dumps(body or {}) if method == "POST" else None
-        answer = self.http.request(method, self.session + path, data=data, headers={"Content-Type": "application/json"}, timeout=60)
+        answer = self.http.request(method, self.session + path, data=data, headers={"Content-Type": "application/json"}, timeout=300)
         value = answer.json()["value"]
+        if answer.status_code != 200 and (value["error"] in MOVED or any(word in value["message"].lower() for word in GOING)):
+            raise Moved(f"{path}: {value}")
         assert answer.status_code == 200, f"{path}: {value}"
         return value
 
@@ -99,9 +111,18 @@ class Browser:
         return str(found[ELEMENT]) if found else None
 
     def click(self, css: str, text: str = "") -> None:
-        element = self.find(css, text)
-        assert element is not None, f"there is no {css} with {text!r} at {self.url}"
-        self._call("POST", f"/element/{element}/click")
+        """As a person does it who sees the page being drawn anew under the finger: once more. What stays in the way fails."""
+        for turn in range(100):
+            element = self.find(css, text)
+            assert element is not None, f"there is no {css} with {text!r} at {self.url}"
+            try:
+                self._call("POST", f"/element/{element}/click")
+            except Moved:
+                if turn == 99:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
 
     def type(self, css: str, text: str) -> None:
         element = self.find(css)
@@ -121,7 +142,14 @@ class Browser:
 
     def sees(self, css: str, text: str = "") -> Callable[[], bool]:
         """For `until`: whether such an element is seen by now."""
-        return lambda: self.find(css, text) is not None
+
+        def seen() -> bool:
+            try:
+                return self.find(css, text) is not None
+            except Moved:
+                return False
+
+        return seen
 
     def overflow(self) -> int:
         """By how many pixels the page is wider than the window."""

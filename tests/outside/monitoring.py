@@ -84,7 +84,7 @@ class Monitoring:
             process.terminate()
         for process in self.processes:
             try:
-                process.wait(10)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -117,11 +117,11 @@ class Monitoring:
     @staticmethod
     def _answers(url: str) -> bool:
         try:
-            return requests.get(url, timeout=2).status_code == 200
+            return requests.get(url, timeout=10).status_code == 200
         except requests.RequestException:
             return False
 
     def measured(self) -> list[int]:
         """The length of the queue as Prometheus knows it, at most one value."""
-        answer = requests.get(f"{self.prometheus}/api/v1/query", {"query": "checkout_queue_length"}, timeout=5).json()
+        answer = requests.get(f"{self.prometheus}/api/v1/query", {"query": "checkout_queue_length"}, timeout=30).json()
         return [int(float(series["value"][1])) for series in answer["data"]["result"]]

@@ -115,8 +115,8 @@ def test_a_real_alert_is_paged_escalated_acknowledged_and_resolved(product, moni
 
     # The same page is on the sandbox's phones, at the webhook, and in the feed that clients of the reference read.
     sandbox = product.signed_in()
-    assert sandbox.get(f"{product.base_url}/sandbox/", timeout=10).status_code == 200
-    messages = sandbox.get(f"{product.base_url}/sandbox/messages", timeout=10).json()["messages"]
+    assert sandbox.get(f"{product.base_url}/sandbox/", timeout=60).status_code == 200
+    messages = sandbox.get(f"{product.base_url}/sandbox/messages", timeout=60).json()["messages"]
     assert {"app", "group"} <= {message["kind"] for message in messages if TITLE in message["text"] + message["subject"]}
     (page,) = until(lambda: told("triggered"), 5, "the page at the webhook")
     assert (page["incident_id"], page["title"], page["attempt"], page["possible_repeat"]) == (wire_id, TITLE, 1, False)
@@ -129,7 +129,7 @@ def test_a_real_alert_is_paged_escalated_acknowledged_and_resolved(product, moni
     assert escalated - began > 60, "the boss was told too early"
     calls = until(
         lambda: [
-            m for m in sandbox.get(f"{product.base_url}/sandbox/messages", timeout=10).json()["messages"] if m["kind"] == "voice"
+            m for m in sandbox.get(f"{product.base_url}/sandbox/messages", timeout=60).json()["messages"] if m["kind"] == "voice"
         ],
         10, "the call to the boss",
     )  # fmt: skip
@@ -140,9 +140,9 @@ def test_a_real_alert_is_paged_escalated_acknowledged_and_resolved(product, moni
     link = re.search(rf"{product.base_url}/i/\S+/\?ack=1", text_of(mail))
     assert link is not None, text_of(mail)
     for look in (requests.get, requests.head):
-        assert look(link[0], timeout=10).status_code == 200
+        assert look(link[0], timeout=60).status_code == 200
     assert incident()["progress"] == "Triggered"
-    pressed = requests.post(link[0], {"do": "acknowledge"}, timeout=10, allow_redirects=False)
+    pressed = requests.post(link[0], {"do": "acknowledge"}, timeout=60, allow_redirects=False)
     assert pressed.status_code == 302
     acknowledged = time.monotonic()
     taken = product.api("/incident/info", incident_id=wire_id)
@@ -150,8 +150,9 @@ def test_a_real_alert_is_paged_escalated_acknowledged_and_resolved(product, moni
     assert [person["email"] for person in taken["responders"] if person["acknowledged_at"]] == [WANG]
 
     # From now on nobody is disturbed, although the second layer would have said it again after half a minute.
-    time.sleep(max(0.0, escalated + 33 - time.monotonic()))
-    assert [at for at in post.came if at > acknowledged + 1] == []
+    # (What was on its way when the button was pressed may still come.)
+    time.sleep(max(0.0, acknowledged + 37 - time.monotonic()))
+    assert [at for at in post.came if at > acknowledged + 5] == []
 
     # The queue is empty again: Alertmanager says so, and the incident closes by itself.
     monitoring.queue = 0

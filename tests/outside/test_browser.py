@@ -27,7 +27,7 @@ def product(tmp_path_factory) -> Iterator[Product]:
 
 def alert(product: Product, title: str, **fields: str) -> None:
     body = {"title_rule": title, "event_status": "Critical", "alert_key": title, **fields}
-    assert requests.post(product.demo["push_url"], json=body, timeout=10).status_code == 200
+    assert requests.post(product.demo["push_url"], json=body, timeout=60).status_code == 200
 
 
 def sign_in(browser: Browser, product: Product, to: str) -> None:
