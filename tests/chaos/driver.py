@@ -22,16 +22,20 @@ from .matrix import ANYWHERE, COLUMNS, ITSELF, Matrix
 from .product import KINDS, NOT_OURS, SLOTS, Product
 from .verdict import RECOVERY, Kill, Verdict
 
-PATIENCE = 40.0  # after so long without becoming whole the product is taken for dead: a finding, and a fresh start
+PATIENCE = 120.0  # after so long without becoming whole the product is taken for dead: a finding, and a fresh start
+ON_A_CALM_MACHINE = 40.0  # and after so long it is one, too, where the machine was calm
 MOST_DEAD = 3  # then the run ends: it would only say the same again
 SETTLE, LONGEST_SETTLE = 60.0, 300.0  # after the last kill we wait until everything arrived, or nothing did for a minute
 UNDISTURBED = 8.0  # seconds before the first kill: sites list themselves, and this is what a silence is compared with
+FIRST_PAGE = 120.0  # so long the first page may take on a machine that is busy
+LAST_ACCEPTED, PROMPTLY_ACCEPTED = 120.0, 30.0  # and the last alerts after the last kill; where the machine was calm
 SITE_WAIT = 5.0  # a site that nobody passes within so long is not visited this time
 HALT = 2.0  # a process stands still at a site for so long at most: under half of what makes the supervisor take a resident for dead
 NO_SITE = 0.15  # so many kills come at any instant, as long as there are cells to visit
 # After some kills the next one waits only until a page arrives (the old tree may still wind down), after some not even for that.
 AT_ONCE, AT_THE_NEXT_PAGE = 0.15, 0.30
 CALM = RECOVERY / 4  # undisturbed silences longer than this say that the machine is too busy to judge a recovery
+STOLEN = 0.05  # so does this share of the processors' time, if other machines on the same metal had it during the run
 ALARMS = re.compile(r"Traceback|deadlock detected|PANIC:|IntegrityError|nothing handed out")
 
 
@@ -48,12 +52,14 @@ class Driver:
         self.misses: defaultdict[str, int] = defaultdict(int)
         self.dead: list[str] = []  # what the product did not recover from
         self.slow_stop: list[str] = []
+        self.late: list[str] = []  # what fails a run on a calm machine, whether or not times are judged
         self.number = 0
         self.settled = True
         self.told = 0.0
         self.unaccepted = 0
         self.living = True
         self.own_kills: list[Kill] = []  # the supervisor ends what it takes for dead: that is a kill too, though not one of ours
+        self.ticks_before = ticks()
         self.load_before = os.getloadavg()[0] / (os.cpu_count() or 1)
 
     def main(self) -> int:
@@ -70,9 +76,11 @@ class Driver:
             load = Load(self.product.demo, self.ledger, self.options.rate, self.run, self.options.seed)
             load.start()
             time.sleep(UNDISTURBED)
+            while not self.ledger.arrivals and time.monotonic() < begun + took + FIRST_PAGE:
+                time.sleep(0.1)
             calm = judging.silences(self.ledger.arrivals, begun + took + 2, time.monotonic())[1]
             if not self.ledger.arrivals:
-                raise RuntimeError(f"no page came in {UNDISTURBED:.0f} s, and nothing was killed yet:\n{self.product.tail()}")
+                raise RuntimeError(f"no page came in {FIRST_PAGE:.0f} s, and nothing was killed yet:\n{self.product.tail()}")
             begun_kills = time.monotonic()
             while len(self.kills) < self.options.kills and time.monotonic() - begun < self.options.seconds:
                 self._round()
@@ -80,7 +88,10 @@ class Driver:
             lasted = time.monotonic() - begun_kills
             self.product.disarm()
             self._recover()
-            self.unaccepted = load.stop_sending(30)
+            ended = time.monotonic()
+            self.unaccepted = load.stop_sending(LAST_ACCEPTED)
+            if (wait := time.monotonic() - ended) > PROMPTLY_ACCEPTED:
+                self.late.append(f"slow: the last alerts were accepted {wait:.0f} s after the last kill")
             self._wait_for_the_rest(load)
             kills = self._with_ends()
             verdict = judging.judge(
@@ -108,10 +119,11 @@ class Driver:
             self.ledger.close()
 
     def _read_log(self) -> None:
-        """The instants at which the supervisor says that it ends a resident which fell silent."""
-        position = 0
+        """The instants at which the supervisor says that it ends a resident which fell silent: not before our last look, when it had not."""
+        position, looked, before = 0, time.monotonic(), 0.0
         while self.living:
             time.sleep(0.1)
+            before, looked = looked, time.monotonic()
             if not self.product.log.exists():
                 continue
             with open(self.product.log, "rb") as file:
@@ -119,9 +131,7 @@ class Driver:
                 new = file.read()
             new = new[: new.rfind(b"\n") + 1]
             position += len(new)
-            self.own_kills += [
-                Kill(time.monotonic() - 0.2, "the supervisor's own", alone=False) for _ in range(new.count(b"has been silent for"))
-            ]
+            self.own_kills += [Kill(before - 0.2, "the supervisor's own", alone=False) for _ in range(new.count(b"has been silent for"))]
 
     # ---- one kill
 
@@ -227,6 +237,8 @@ class Driver:
             if len(self.ledger.arrivals) > arrived and set(self.product.holders()) == set(SLOTS):
                 self.settled = self.product.whole()
                 if self.settled or not whole:
+                    if (took := time.monotonic() - begun) > ON_A_CALM_MACHINE:
+                        self.late.append(f"slow: whole {took:.0f} s after {self.kills[-1].name if self.kills else 'the start'}")
                     return
             time.sleep(0.05)
         last = self.kills[-1].name if self.kills else "the start"
@@ -255,7 +267,9 @@ class Driver:
         took, left = self.product.stop()
         if left:
             self.dead.append(f"Ctrl-C left {len(left)} processes: {left[:5]}")
-        if took > 3:
+        if took >= judging.CEILING:
+            self.late.append(f"slow: Ctrl-C took {took:.1f} s")
+        elif took > 3:
             self.slow_stop.append(f"Ctrl-C took {took:.1f} s")
 
     # ---- words
@@ -325,21 +339,24 @@ accepted -> paged: median {delays[len(delays) // 2] * 1000 if delays else 0:.0f}
         problems += [f"strange: {text}" for text in self.ledger.strange]
         problems += self.dead
         if self.unaccepted:
-            problems.append(f"{self.unaccepted} alerts were not accepted within 30 s of the last kill")
+            problems.append(f"{self.unaccepted} alerts were not accepted within {LAST_ACCEPTED:.0f} s of the last kill")
         if not self.kills or not load.accepted:
             problems.append("nothing was killed, or nothing accepted: this proves nothing")
         if len(self.kills) < self.options.kills // 2:
             problems.append(f"only {len(self.kills)} of {self.options.kills} kills in the time that was given")
         always, strict = judging.times(ours)
         always += [f"after its acknowledgement: {text}" for text in verdict.after_ack]
+        always += self.late
         strict += self.slow_stop
         if self.own_kills:
             strict.append(f"{len(self.own_kills)} residents were ended for their silence")
         notes = [f"explained: {key}: {reason}" for key, reason in verdict.explained.items()]
-        if calm > CALM or self.load_before > 1:
+        stolen = [after - before for before, after in zip(self.ticks_before, ticks(), strict=True)]
+        share = stolen[0] / max(1, stolen[1])
+        if calm > CALM or self.load_before > 1 or share > STOLEN:
             print(
                 f"TIMES NOT JUDGED: the machine is too busy: a load of {self.load_before:.1f} a core before we began, "
-                f"{calm:.2f} s without a page where nothing was killed"
+                f"{calm:.2f} s without a page where nothing was killed, {share:.1%} of the processors given to other machines"
             )
             notes += always + strict
         elif self.options.times:
@@ -361,6 +378,12 @@ accepted -> paged: median {delays[len(delays) // 2] * 1000 if delays else 0:.0f}
             kept.write_bytes(self.product.log.read_bytes())
             print(f"{len(problems)} problems; the product's log is {kept}")
         return 1 if problems else 0
+
+
+def ticks() -> tuple[int, int]:
+    """(time that other machines had of our processors, all time) since the machine was started."""
+    words = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    return words[7], sum(words)
 
 
 def _few(lines: list[str], most: int = 8) -> list[str]:

@@ -158,7 +158,7 @@ class Load:
                 continue
 
 
-def why_not(demo: dict[str, str], key: str) -> str:
+def why_not(demo: dict[str, str], key: str, tries: int = 5) -> str:
     """What the product's own timeline says about an alert that never arrived; empty when it does not say why."""
     client = Client(demo["base_url"])
     query = f"?app_key={demo['app_key']}"
@@ -170,7 +170,7 @@ def why_not(demo: dict[str, str], key: str) -> str:
             return ""
         _status, feed = client.post(f"/incident/feed{query}", {"incident_id": items[0]["incident_id"], "limit": 100})
     except Unanswered:
-        return ""
+        return why_not(demo, key, tries - 1) if tries > 1 else ""
     finally:
         client.close()
     for item in feed.get("data", {}).get("items") or []:

@@ -79,7 +79,7 @@ class Product:
     def ready(self) -> bool:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with contextlib.suppress(OSError):
-            with opener.open(f"http://127.0.0.1:{self.port}/readyz", timeout=3) as answer:
+            with opener.open(f"http://127.0.0.1:{self.port}/readyz", timeout=10) as answer:
                 return bool(answer.status == 200)
         return False
 
@@ -92,8 +92,11 @@ class Product:
         if self.child is not None and self.child.poll() is None:
             self.child.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.child.wait(10)
+                self.child.wait(60)
         took = time.monotonic() - begun
+        grace = time.monotonic() + 5
+        while self._marked() and time.monotonic() < grace:
+            time.sleep(0.05)  # what was killed at the very end may not have been taken off the list yet
         left = [self._words(pid) for pid in self._marked()]
         self.kill_everything()
         return took, left

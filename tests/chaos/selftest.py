@@ -112,7 +112,7 @@ def _ledger() -> bool:
     ledger = Ledger(0.0, 1)
     try:
         for body in (json.dumps(BODY), '{"title": "something else"}'):
-            urllib.request.build_opener(urllib.request.ProxyHandler({})).open(ledger.url, body.encode(), timeout=5).close()
+            urllib.request.build_opener(urllib.request.ProxyHandler({})).open(ledger.url, body.encode(), timeout=60).close()
         return len(ledger.arrivals) == 1 and len(ledger.strange) == 1
     finally:
         ledger.close()
@@ -151,8 +151,8 @@ def _matrix() -> bool:
 def _switch() -> bool:
     """A process that posts five times is killed before the third answer is read: three pages are in the ledger, and four sites are listed."""
     with _staged(halt=0.0) as (folder, ledger, process):
-        process.wait(20)
-        for _ in range(100):
+        process.wait(120)
+        for _ in range(3000):
             if len(ledger.arrivals) >= 3:
                 break
             time.sleep(0.02)
@@ -164,17 +164,17 @@ def _switch() -> bool:
 
 def _halt() -> bool:
     """The same process stands still there, goes on when it is told to, and (the second time) when nobody tells it."""
-    with _staged(halt=20.0) as (folder, ledger, process):
-        for _ in range(500):
+    with _staged(halt=300.0) as (folder, ledger, process):
+        for _ in range(3000):
             if list(folder.glob(f"fired.7.{process.pid}.*")) and len(ledger.arrivals) == 3:
                 break
             time.sleep(0.02)
         time.sleep(0.3)
         stood = process.poll() is None and len(ledger.arrivals) == 3
         (folder / "go.7").touch()
-        told = process.wait(10) == 0 and len(ledger.arrivals) == 5
+        told = process.wait(120) == 0 and len(ledger.arrivals) == 5
     with _staged(halt=0.3) as (_folder, ledger, process):
-        return stood and told and process.wait(20) == 0 and len(ledger.arrivals) == 5
+        return stood and told and process.wait(120) == 0 and len(ledger.arrivals) == 5
 
 
 @contextlib.contextmanager
