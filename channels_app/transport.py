@@ -249,6 +249,9 @@ class Transport:
     unique_ids: ClassVar[bool] = False
     demo: ClassVar[bool] = False  # plays inside the product: nothing leaves the house
     secret: ClassVar[frozenset[str]] = frozenset()  # settings that are write-only in forms and cut from every error
+    # Of `secret`, those that only check what is posted to us. They are never sent, so another server in the settings gets nothing of them; all
+    # others have to be typed anew for it.
+    unsent: ClassVar[frozenset[str]] = frozenset()
     Settings: ClassVar[type[Settings]] = Settings
 
     def __init_subclass__(cls, **options: Any) -> None:

@@ -181,6 +181,7 @@ class Email(Transport):
     format = "html"
     concurrency = 8
     secret = frozenset({"password", "bounce_password", "bounce_token", "bounce_key"})
+    unsent = frozenset({"bounce_token", "bounce_key"})
     Settings = Settings
     asks_each = False  # the mailbox is read as a whole
     unique_ids = True
