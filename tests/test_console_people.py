@@ -62,6 +62,18 @@ def test_a_channels_fallback_is_the_usual_one_or_a_chosen_one_or_none(boss, clie
     assert page.context["adminform"].form["fallback_kinds"].value() == ["-"]
 
 
+def test_the_history_tells_no_fallback_from_the_usual_one(boss, client):
+    channel = Channel.objects.create(kind="aliyun_voice", name="Ali", settings=ALI)
+    shown = {f"set_{name}": value for name, value in ALI.items()}
+    assert edit(client, channel, **shown) == ""  # what saving the form fills in besides
+    LogEntry.objects.all().delete()
+    for chosen in (["-"], ["email"], ["-"], []):
+        assert edit(client, channel, **shown, fallback_kinds=chosen) == ""
+    said = [json.loads(entry.change_message)[0]["changed"]["fields"] for entry in LogEntry.objects.order_by("id")]
+    changes = ("- → no fallback", 'no fallback → ["email"]', '["email"] → no fallback', "no fallback → -")
+    assert said == [[f"fallback kinds: {change}"] for change in changes]
+
+
 def test_a_mail_channel_has_a_share_and_no_regions_a_bot_neither(boss, client):
     mail = Channel.objects.create(kind="email", name="Mail", settings={"host": "mail.example.com"})
     page = client.get(reverse("admin:flashduty_classic_change", args=[mail.pk])).content.decode()

@@ -35,6 +35,7 @@ from flashduty.console.base import (
     ChoicesField,
     JsonField,
     LinesField,
+    Shown,
     StatusFilter,
     VisibleAdmin,
     VisibleForm,
@@ -444,6 +445,12 @@ class ChannelAdmin(VisibleAdmin):
         if obj is not None:
             sets.append((gettext_lazy("State"), {"fields": ["health_words", "last_success"]}))
         return sets
+
+    def story_of(self, obj: Any) -> Shown:
+        found = super().story_of(obj)
+        if obj.fallback_kinds == []:  # not the same as None, which is what the kind has by itself
+            found[str(obj._meta.get_field("fallback_kinds").verbose_name)] = ([], _("no fallback"))
+        return found
 
     def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
         if db_field.name == "fallback_channel":
