@@ -11,6 +11,7 @@ from django.views.defaults import server_error
 
 from channels_app.models import Account, Address, Channel, Delivery, Notification
 from escalation import explain
+from flashduty.console import reach
 from mapping.clock import db_now
 from mapping.models import ContactPoint, Installation, Member, Team
 from tests.world import layer
@@ -195,6 +196,37 @@ def test_whoever_cannot_be_reached_is_said_where_they_are_chosen(world, client):
     create = {"workspace": world.workspace.pk, "title": "by hand", "severity": "Critical", "member_ids": [kim.pk]}
     assert told(client.post(reverse("admin:escalation_incident_add"), create, follow=True).content.decode())
     world.fresh()
+
+
+def test_of_whom_a_layer_names_it_is_said_truly_who_is_not_told(world):
+    lee, kim = world.person("Lee"), world.person("Kim", is_active=False)
+    off, empty = world.team("Off", lee), world.team("Empty", kim)
+    Team.objects.filter(pk=off.pk).update(status="disabled")
+    kims, offs = "Kim cannot be reached. The person is not active.", "Off: the team is not enabled, so nobody in it is told."
+    by_no_way = ["The layer chooses no way for Warning, Info: then its people are not told."]
+    by_severity = {"follow_preference": False, "critical": ["sandbox_app"]}
+    rule = world.rule(
+        layer(kim), layer(teams=[off, empty]), layer(lee, kim, teams=[off]), layer(lee, **by_severity), layer(lee),
+        layer(supervisors=True), layer(groups=[world.group()], **by_severity), layer(supervisors=True, **by_severity),
+    )  # fmt: skip
+    assert reach.unreached_of(rule.pk, db_now()) == [
+        [kims],
+        ["Empty: nobody in the team is active.", offs],
+        [kims, offs],
+        by_no_way,
+        [],
+        None,
+        None,
+        by_no_way,
+    ]
+    assert reach.shown([]) == "nobody of those who are named here" and reach.shown(None) == "-"
+    site = Installation.get()
+    assert reach.unreached_by_catch_all(world.workspace.pk, db_now()) is reach.unreached_by_installation(db_now()) is None
+    world.workspace.catch_all_channels.add(world.group())
+    site.catch_all_teams.add(off)
+    assert reach.unreached_by_catch_all(world.workspace.pk, db_now()) == reach.unreached_by_installation(db_now()) == [offs]
+    world.workspace.catch_all_members.add(kim)
+    assert reach.unreached_by_catch_all(world.workspace.pk, db_now()) == [kims, offs]
 
 
 def test_where_a_call_was_not_answered_it_is_said_what_may_block_it(world, client):

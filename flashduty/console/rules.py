@@ -149,7 +149,7 @@ class WorkspaceAdmin(VisibleAdmin):
 
     def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
         super().save_related(request, form, formsets, change)
-        reach.warn(request, reach.unreached_by_catch_all(form.instance.pk, db_now()))
+        reach.warn(request, reach.unreached_by_catch_all(form.instance.pk, db_now()) or ())
 
     @display(description=gettext_lazy("cannot be reached"))
     def unreached(self, row: Workspace) -> str:
@@ -384,8 +384,8 @@ class LayerInline(VisibleStacked):
         known = asking().__dict__
         if "_console_unreached" not in known:
             known["_console_unreached"] = reach.unreached_of(layer.rule_id, db_now())
-        found: list[list[str]] = known["_console_unreached"]
-        return reach.shown(found[layer.idx]) if layer.idx < len(found) else "-"
+        found: list[list[str] | None] = known["_console_unreached"]
+        return reach.shown(found[layer.idx] if layer.idx < len(found) else None)
 
     verbose_name = gettext_lazy("layer")
     verbose_name_plural = gettext_lazy("Layers, from the first to the last")
@@ -517,7 +517,7 @@ class RuleAdmin(VisibleAdmin):
             if layer.idx != place:
                 Layer.objects.filter(pk=layer.pk).update(idx=place)
         rules.changed([form.instance.pk])
-        lines = [line for layer in reach.unreached_of(form.instance.pk, db_now()) for line in layer]
+        lines = [line for layer in reach.unreached_of(form.instance.pk, db_now()) for line in layer or ()]
         reach.warn(request, lines)
 
     def retired(self, rows: Any) -> None:
