@@ -9,6 +9,7 @@ from django.test import Client, RequestFactory
 from django.urls import reverse
 from django.views.defaults import server_error
 
+from channels_app import links
 from channels_app.models import Account, Address, Channel, Delivery, Notification
 from escalation import explain
 from flashduty.console import reach
@@ -250,8 +251,15 @@ def test_where_a_call_was_not_answered_it_is_said_what_may_block_it(world, clien
     Delivery.objects.update(state="unknown", sent_at=taken)
     assert is_said() == [True, True]
     Delivery.objects.update(state="failed", reason="nobody picked up")
-    assert reverse("me_contacts") in client.get(page).content.decode()
-    assert reverse("admin:mapping_member_contacts", args=[lee.pk]) in client.get(url).content.decode()
+    # A card can be had only where numbers call, and one's own only by whoever is signed in, as the reader of a message's link seldom is.
+    link = links.person_link(world.incident().pk, lee.pk, db_now()).removeprefix("http://testserver")
+    for html in (client.get(page).content.decode(), Client().get(link).content.decode()):
+        assert words in html and f'href="{reverse("me")}#points"' in html and "download>" not in html
+    card = reverse("admin:mapping_member_contacts", args=[lee.pk])
+    assert card not in client.get(url).content.decode()
+    ContactPoint.objects.create(member=lee, kind="phone", value="+8613800138000", verified_at=db_now())
+    Channel.objects.create(kind="aliyun_voice", name="Ali", settings=ALI)
+    assert card in client.get(url).content.decode()
     assert words in client.get(url).content.decode() and words in client.get(page).content.decode()
     assert "ported" in client.get(url).content.decode()
     world.do("close")

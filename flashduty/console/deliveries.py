@@ -12,7 +12,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from unfold.decorators import display
 
-from channels_app import addresses, outbox
+from channels_app import addresses, numbers, outbox
 from channels_app.models import Address, Channel, Delivery, Notification
 from escalation.models import Incident
 from escalation.targets import CANCELLED_BY, in_words
@@ -137,7 +137,8 @@ class DeliveryAdmin(MachineAdmin):
         # A call that the vendor took: what never left has its reason, and it is not at the phone.
         call = obj if obj is not None and obj.sent_at is not None and addresses.family(obj.channel.kind) == "voice" else None
         context["unanswered"] = call is not None and call.state in ("failed", "unknown")
-        context["card"] = reverse("admin:mapping_member_contacts", args=[call.member_id]) if call and call.member_id else ""
+        has_card = call is not None and call.member_id is not None and bool(numbers.calling([call.member_id])[call.member_id])
+        context["card"] = reverse("admin:mapping_member_contacts", args=[call.member_id]) if call and has_card else ""
         return super().render_change_form(request, context, *args, **kwargs)
 
     @admin.action(description=gettext_lazy("Try again"), permissions=["act"])
