@@ -230,6 +230,14 @@ def test_of_whom_a_layer_names_it_is_said_truly_who_is_not_told(world):
     assert reach.unreached_by_catch_all(world.workspace.pk, db_now()) == [kims, offs]
 
 
+def test_why_an_event_was_not_taken_is_said_in_the_readers_language(world, client):
+    client.force_login(world.person("Lee", role="administrator", language="zh-hans"))
+    type(world.workspace).objects.update(status="disabled")
+    world.alert("down")
+    page = client.get(reverse("admin:escalation_event_changelist")).content.decode()
+    assert "协作空间已停用。" in page and "The workspace is disabled." not in page
+
+
 def test_where_a_call_was_not_answered_it_is_said_what_may_block_it(world, client):
     lee = world.person("Lee", ["sandbox_voice"], role="administrator")
     world.rule(layer(lee))

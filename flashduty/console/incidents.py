@@ -343,7 +343,7 @@ class AlertAdmin(MachineAdmin):
 class EventAdmin(MachineAdmin):
     """Everything a source said, and what became of it: nothing vanishes without a word."""
 
-    list_display = ("id", "received_at", "integration", "alert_key", "status", "shown_outcome", "outcome_detail")
+    list_display = ("id", "received_at", "integration", "alert_key", "status", "shown_outcome", "shown_detail")
     list_select_related = ("integration",)
     list_filter = ("outcome", "status", ("integration", VisibleRelatedFilter))
     lookups = ("alert",)
@@ -358,6 +358,10 @@ class EventAdmin(MachineAdmin):
     @display(description=gettext_lazy("outcome"), ordering="outcome")
     def shown_outcome(self, row: Event) -> str:
         return row.get_outcome_display() or _("waits")
+
+    @display(description=gettext_lazy("more about it"))
+    def shown_detail(self, row: Event) -> str:
+        return targets.in_words(row.outcome_detail) or "-"
 
     @display(description=gettext_lazy("what became of it"))
     def explained(self, row: Event) -> str:
