@@ -6,7 +6,6 @@ import re
 import threading
 import time
 import wave
-from functools import partial
 
 import pytest
 
@@ -14,13 +13,12 @@ from channels_app import http, speech
 from channels_app.http import DeliveryError, Http
 from channels_app.transports import sip
 from channels_app.transports.sip import ENDS, Sip
-from tests.fakes import server
 from tests.fakes.message import page
+from tests.fakes.server import until
 from tests.fakes.sip import Trunk, settings_for
 from tests.fakes.tls import authority
 
 PHONE = "+8613800000000"
-until = partial(server.until, seconds=60)  # on a busy machine what a thread does after its answer may take its time
 SAYS = '#!/bin/sh\ncat > $0.text\necho "$2 $4" > $0.voice\ncp $0.wav "$8"\n'
 
 

@@ -3,7 +3,6 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import pytest
 
@@ -13,13 +12,13 @@ from channels_app.outcomes import Outcomes
 from channels_app.transport import Update
 from channels_app.transports import smpp
 from channels_app.transports.smpp import GSM, Smpp
-from tests.fakes import server, smsc
+from tests.fakes import smsc
 from tests.fakes.message import page
+from tests.fakes.server import until
 from tests.fakes.smsc import Smsc, settings_for
 from tests.fakes.tls import authority
 
 PHONE = "+8613800000000"
-until = partial(server.until, seconds=60)  # on a busy machine what a thread does after its answer may take its time
 LONG = "Datenbank „Köln“ ist nicht erreichbar: {replica} [a|b] ~ 5 € ^ \\ " * 9
 CHINESE = "数据库不可用😀，请立即处理。" * 20
 
