@@ -94,7 +94,7 @@ class Drain:
         self.by_address: Counter[int] = Counter()
         self.takes: dict[int, int] = {}  # by address: how many requests at once
         self.unrecorded = 0
-        self.forgiving = False  # deadlines are being moved after an absence of ours
+        self.absence: outbox.After = ""  # what is to be left alone after an absence of ours
         self.hungry = False  # something was left because a sender, a channel or an address was busy: the next that ends makes us look
         self.workers = 0
         self.recorder: threading.Thread | None = None
@@ -124,8 +124,10 @@ class Drain:
         if self.book.read_at is None or not timedelta(0) <= now - self.book.read_at < REFRESH:
             self.book.refresh(now)
         if moment >= self.next_chores:
-            self.forgiving = outbox.pulse(now)
-            self.next_chores = moment + (FALLBACKS if self.forgiving else CHORES)
+            self.absence = outbox.pulse(now)
+            if self.absence == "moving":
+                return LOCKED
+            self.next_chores = moment + CHORES
             outbox.early(now)
             self._bury(now)
         if moment >= self.next_polls:
@@ -134,7 +136,7 @@ class Drain:
         room = self._room()
         due, late, ahead = self._look(now, room)
         started = 0
-        if late and moment >= self.next_fallbacks and not self.forgiving:
+        if late and moment >= self.next_fallbacks and not self.absence:
             self.next_fallbacks = moment + FALLBACKS
             outbox.silences(now)
             started = outbox.fallbacks(now, self.book)
@@ -265,7 +267,8 @@ class Drain:
             with self.guard:
                 for key in lost:
                     self.out.pop(key, None)
-        outbox.take_over(None, now, besides=alive)
+        if not self.absence:
+            outbox.take_over(None, now, besides=alive)
 
     # ---- sending ----
 

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -574,41 +575,95 @@ def test_a_backlog_of_an_absence_is_forgiven_in_batches_that_survive_each_other(
     scene.now += timedelta(minutes=10)
     away = timedelta(minutes=10)
     before = dict(Delivery.objects.values_list("id", "deadline_at"))
-    assert outbox.pulse(scene.now), "two are done; nobody may start fallbacks yet"
+    assert outbox.pulse(scene.now) == "moving", "two are done; nobody may start fallbacks yet"
     assert sum(at != before[pk] for pk, at in Delivery.objects.values_list("id", "deadline_at")) == 2
     # Everybody is away again before the rest is done: each absence is taken off once.
     scene.now += timedelta(seconds=30)
-    while outbox.pulse(scene.now):
-        pass
+    forgive(scene)
     moved = {at - before[pk] for pk, at in Delivery.objects.values_list("id", "deadline_at")}
     assert moved == {away + timedelta(seconds=30)}
-    assert not outbox.pulse(scene.now)
+    assert not outbox.pulse(scene.now + repair.WRITING)
     scene.run()
     assert scene.names() == ["a"] * 5
 
 
-def test_a_drain_starts_no_fallback_while_deadlines_are_moved(scene, monkeypatch):
+def forgive(scene: Scene) -> None:
+    while outbox.pulse(scene.now) == "moving":
+        pass
+
+
+@pytest.fixture
+def drain(scene: Scene, settings, tmp_path) -> Iterator[tasks.Drain]:
+    """A drain without threads: it looks and claims, and nothing leaves."""
+    settings.RUN_DIR = tmp_path
+    drain = tasks.Drain("drain-0", threads=8)
+    drain._start = lambda claimed: None  # type: ignore[method-assign]
+    yield drain
+    drain.close()
+
+
+def chores(drain: tasks.Drain, now: datetime) -> None:
+    drain.next_chores = 0.0
+    drain.tick(now)
+
+
+def test_a_drain_claims_nothing_and_starts_no_fallback_while_deadlines_are_moved(scene, drain, monkeypatch):
     five_wait(scene, monkeypatch)
-    Delivery.objects.update(not_before=scene.now + timedelta(hours=3), fallback_at=scene.now + timedelta(hours=1))
     scene.now += timedelta(hours=2)
-    drain = tasks.Drain("drain-0", threads=2)
-    for _turn in range(4):
-        drain.tick(scene.now)
-        drain.next_chores = 0.0
-    assert not drain.forgiving and Delivery.objects.count() == 5
+    for _turn in range(2):
+        chores(drain, scene.now)
+        assert drain.absence == "moving" and {row.state for row in Delivery.objects.all()} == {"queued"}
+    chores(drain, scene.now)
+    assert drain.absence == "settling" and {row.state for row in Delivery.objects.all()} == {"sending"}
+    # Each has its whole time before it, whichever batch it was in, and nothing falls back.
+    assert {row.fallback_at for row in Delivery.objects.all()} == {scene.now + policy.BUDGET}
+    assert Delivery.objects.count() == 5
 
 
-def test_a_node_that_knows_results_has_time_to_write_them_after_the_database_was_away(scene):
-    scene.page(scene.person(scene.channel("a")))
+def test_a_node_that_knows_results_has_time_to_write_them_after_the_database_was_away(scene, drain, monkeypatch):
+    monkeypatch.setattr(Provider, "limits", (Limit(1, 3600),))
+    for topic in range(3):
+        scene.page(scene.person(with_fallback(scene) if not topic else Channel.objects.get(name="a")), topic=topic)
     outbox.pulse(scene.now)
     _book, claimed = claim(scene, "elsewhere")
     known = compose.send(claimed[0], scene.now)
     scene.now += timedelta(seconds=40)
+    chores(drain, scene.now)
+    assert drain.absence == "settling"
+    assert outbox.record("elsewhere", [known], scene.now + timedelta(seconds=1)) == 3
+    # One message told of all three; neither it nor what went inside of it falls back.
+    chores(drain, scene.now + timedelta(seconds=7))
+    assert not drain.absence
+    assert [(row.state, row.bundled_by_id) for row in Delivery.objects.order_by("id")] == [
+        ("sent", None), ("bundled", claimed[0].id), ("bundled", claimed[0].id),
+    ]  # fmt: skip
+
+
+def test_what_nobody_wrote_in_that_time_is_taken_over_and_the_record_says_when_it_began(scene, drain):
+    scene.page(scene.person(with_fallback(scene)))
     outbox.pulse(scene.now)
-    assert outbox.take_over(None, scene.now) == 0
-    assert outbox.take_over(None, scene.now + timedelta(seconds=6), besides=["elsewhere"]) == 0
-    assert outbox.record("elsewhere", [known], scene.now) == 1
-    assert scene.row().state == "sent" and scene.row().lease_until is None
+    claim(scene, "elsewhere")
+    scene.now += timedelta(seconds=40)
+    chores(drain, scene.now)
+    assert scene.row().holder == "elsewhere"
+    scene.now += timedelta(seconds=6)
+    chores(drain, scene.now)
+    row = scene.row()
+    assert (row.state, row.attempts, row.possible_repeat) == ("sending", 2, True)
+    assert row.log[0][:3] == [1, NOW.timestamp(), 46.0]
+    # The attempt that was broken off counts against nothing: the repeat has what was left of the budget, and no fallback leaves beside it.
+    assert row.fallback_at == scene.now + policy.BUDGET
+    assert row.deadline_at == NOW + policy.deadline("Critical") + timedelta(seconds=46)
+
+
+def test_what_is_queued_again_after_an_absence_is_moved_once(scene, drain, monkeypatch):
+    five_wait(scene, monkeypatch)
+    claim(scene, "dead", 1)
+    scene.now += timedelta(hours=1)
+    outbox.pulse(scene.now)
+    outbox.take_over("dead", scene.now)
+    forgive(scene)
+    assert {row.deadline_at for row in Delivery.objects.all()} == {scene.now + policy.deadline("Critical")}
 
 
 def test_the_clock_set_back_delays_nothing(scene):

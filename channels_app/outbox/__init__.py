@@ -26,10 +26,10 @@ from channels_app.outbox.claiming import Room, claim
 from channels_app.outbox.fallback import fallbacks
 from channels_app.outbox.posting import Notice, To, cancel, post
 from channels_app.outbox.recording import record
-from channels_app.outbox.repair import pulse, take_over, turned_back
+from channels_app.outbox.repair import After, pulse, take_over, turned_back
 
 __all__ = [
-    "Notice", "Room", "To", "answered", "cancel", "claim", "early", "fallbacks", "post", "pulse", "receipt", "record", "retry", "run_once",
+    "After", "Notice", "Room", "To", "answered", "cancel", "claim", "early", "fallbacks", "post", "pulse", "receipt", "record", "retry", "run_once",
     "silences", "take_over", "to_ask", "turned_back",
 ]  # fmt: skip
 

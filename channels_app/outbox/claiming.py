@@ -214,8 +214,8 @@ _COLUMNS: Final = """d.id, d.uid, d.notification_id AS notification, d.address_i
     d.attempts, d.tries, d.possible_repeat, d.is_page, d.mentions, d.deadline_at, d.give_up_at, d.bundled_by_id AS bundled_by"""
 _START: Final = """attempts = d.attempts + 1, tries = d.tries + 1, holder = %(holder)s, lease_until = %(lease)s,
     first_request_at = COALESCE(d.first_request_at, %(now)s), reason = '',
-    fallback_at = CASE WHEN d.fallback_at IS NULL THEN NULL
-                       ELSE LEAST(d.fallback_at, COALESCE(d.first_request_at, %(now)s) + %(budget)s) END"""
+    fallback_at = CASE WHEN d.fallback_at IS NULL OR d.first_request_at IS NOT NULL THEN d.fallback_at
+                       ELSE LEAST(d.fallback_at, %(now)s + %(budget)s) END"""
 
 
 def _take(cursor: Any, places: Sequence[_Place], holder: str, now: datetime) -> list[dict[str, Any]]:

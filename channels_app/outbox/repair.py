@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from django.db import connection, transaction
 from django.utils.translation import gettext_noop
@@ -18,9 +18,10 @@ PULSE: Final = timedelta(seconds=3)
 AWAY: Final = timedelta(seconds=15)  # so long without a drain was an outage of ours
 FORGIVEN: Final = 1000  # deliveries whose deadlines are moved in one transaction
 WRITING: Final = timedelta(seconds=5)  # who waits for the database asks for it once a second
-# What an absence of `lost` that ended at `until` takes off the deadlines of a delivery: no more than the time it has waited.
-_MOVED: Final = """deadline_at = deadline_at + LEAST(%(lost)s, %(until)s - created_at),
-    fallback_at = fallback_at + LEAST(%(lost)s, %(until)s - created_at)"""
+
+# "moving": deadlines of what waited are being moved; nothing may be claimed, and no fallback may start.
+# "settling": whoever holds results of before may still write them; no fallback may start, and nobody's lease has run out.
+After = Literal["moving", "settling", ""]
 
 
 def take_over(holder: str | None, now: datetime, *, only: Collection[int] | None = None, besides: Collection[str] = ()) -> int:
@@ -101,54 +102,57 @@ def turned_back(lost: timedelta, now: datetime) -> None:
         cursor.execute("UPDATE channels_app_channelhealth SET open_until = open_until - %(lost)s WHERE open_until > %(now)s", values)
 
 
-def pulse(now: datetime) -> bool:
-    """Says that a drain works (called about once a second, before `take_over`). After a time without any, that time counts against no deadline and
-    no budget, so that fallbacks are not started by our own absence; and where it was the database that was away, whoever holds results is given
-    the time to write them before their leases end.
+def pulse(now: datetime) -> After:
+    """Says that a drain works (called about once a second, before anything else). After a time without any, that time counts against no deadline
+    and no budget, so that fallbacks are not started by our own absence; and where it was the database that was away, whoever holds results is
+    given the time to write them before their leases count.
 
-    True while deadlines are still to be moved, a batch with each call: until then no fallback may start.
+    What a drain has to leave alone for now; while it is "moving" each call moves a batch.
     """
     row = Pulse.objects.filter(id=1).first()
     if row is None:
         Pulse.objects.bulk_create([Pulse(id=1, seen_at=now)], ignore_conflicts=True)
-        return False
-    if not row.absences and timedelta(0) <= now - row.seen_at < PULSE:
-        return False
+        return ""
+    phase = _phase(row.absences, now)
+    if timedelta(0) <= now - row.seen_at < PULSE and phase != "moving" and bool(phase) == bool(row.absences):
+        return phase
     with transaction.atomic():
         mine = Pulse.objects.select_for_update(no_key=True, skip_locked=True).filter(id=1).first()
-        if mine is None:
-            return True  # another drain is at it
+        if mine is None:  # another drain is at it
+            return "moving" if phase == "moving" or now - row.seen_at > AWAY else phase
         away = now - mine.seen_at
         if away >= PULSE or away < timedelta(0):
             mine.seen_at = now
         if away > AWAY:
             log.warning("no drain was running for %.0f s; deadlines of what waited are moved", away.total_seconds())
             mine.absences.append([(now - away).timestamp(), now.timestamp(), [0, 0, 0]])
-            _back(away, now)
-        if mine.absences:
-            since, until, after = mine.absences[0]
-            after = _forgive(datetime.fromtimestamp(since, UTC), datetime.fromtimestamp(until, UTC), after)
-            mine.absences[0:1] = [[since, until, after]] if after else []
+        for absence in mine.absences:
+            since, until, after = absence
+            if after is not None:
+                absence[2] = _forgive(datetime.fromtimestamp(since, UTC), datetime.fromtimestamp(until, UTC), after)
+                break
+        phase = _phase(mine.absences, now)
+        if not phase:
+            mine.absences = []
         mine.save(update_fields=["seen_at", "absences"])
-        return bool(mine.absences)
+        return phase
 
 
-def _back(away: timedelta, now: datetime) -> None:
-    """What was under way when everybody went away: few rows."""
-    values: dict[str, Any] = {"lost": away, "until": now, "writing": WRITING}
-    with connection.cursor() as cursor:
-        cursor.execute(
-            f"""UPDATE channels_app_delivery SET {_MOVED}, lease_until = GREATEST(lease_until, %(until)s + %(writing)s)
-               WHERE id IN (SELECT id FROM channels_app_delivery WHERE state = 'sending' ORDER BY id FOR NO KEY UPDATE)""",
-            values,
-        )
+def _phase(absences: Sequence[Sequence[Any]], now: datetime) -> After:
+    """What is to be left alone at `now` after these absences ([from, to, the last row that was moved, or None after the last of all])."""
+    if any(after is not None for _since, _until, after in absences):
+        return "moving"
+    # An end that lies ahead is one of before the clock was set back.
+    return "settling" if any(0 <= now.timestamp() - until < WRITING.total_seconds() for _since, until, _after in absences) else ""
 
 
 def _forgive(since: datetime, until: datetime, after: Sequence[int]) -> Sequence[int] | None:
-    """Moves the deadlines of the next of what was queued before `until`; the last row it saw, None when there are no more.
+    """Moves the deadlines of the next of what was queued before `until`, by no more than the time each has waited; the last row it saw, None when
+    there are no more.
 
     In the order of the index of what is queued: a backlog of 100,000 rows in one statement took longer than a drain may be silent, so that each
-    was ended in the middle of it, and the next began anew.
+    was ended in the middle of it, and the next began anew. What was under way and is queued again since then is left out: `take_over` has moved
+    it, or an answer came.
     """
     with connection.cursor() as cursor:
         cursor.execute(
@@ -159,8 +163,10 @@ def _forgive(since: datetime, until: datetime, after: Sequence[int]) -> Sequence
         found = cursor.fetchall()
         values: dict[str, Any] = {"lost": until - since, "until": until, "ids": [pk for _address, _priority, pk in found]}
         cursor.execute(
-            f"""UPDATE channels_app_delivery SET {_MOVED}
+            """UPDATE channels_app_delivery SET deadline_at = deadline_at + LEAST(%(lost)s, %(until)s - created_at),
+                 fallback_at = fallback_at + LEAST(%(lost)s, %(until)s - created_at)
                WHERE id IN (SELECT id FROM channels_app_delivery WHERE id = ANY(%(ids)s) AND state = 'queued' AND created_at < %(until)s
+                              AND COALESCE((log -> -1 ->> 1)::float8 + (log -> -1 ->> 2)::float8, 0) < extract(epoch FROM %(until)s)
                             ORDER BY id FOR NO KEY UPDATE)""",
             values,
         )
