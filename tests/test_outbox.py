@@ -392,6 +392,22 @@ def test_what_may_have_arrived_ends_unknown_where_a_later_page_takes_its_place(s
     assert (first.state, first.withdrawn, first.reason) == ("unknown", True, outbox.posting.LATER_PAGE)
 
 
+@pytest.mark.parametrize(("said", "end"), [(LOST, ("unknown", True)), (Receipt(), ("sent", False))])
+def test_a_page_that_hangs_gives_way_to_a_later_one_too_unless_it_is_sent_after_all(scene, said, end):
+    channel = scene.channel("a")
+    scene.plan("a", LOST)
+    scene.page(scene.person(channel))
+    scene.pass_time(12)
+    scene.now = scene.row().not_before
+    [out] = claim(scene, "h")[1]
+    scene.page(scene.person(channel, delay=600), rank=2, event="refire")
+    later = Delivery.objects.latest("id")
+    assert later.tries == out.tries and later.not_before == scene.now + timedelta(seconds=600)  # nobody knows yet whether it has to hurry
+    outbox.record("h", [compose.Result(out, scene.now, 8, said)], scene.now)
+    row = scene.row(id=out.id)
+    assert (row.state, row.withdrawn) == end
+
+
 def test_the_budget_runs_from_the_first_request_and_a_request_that_hangs_does_not_stop_it(scene):
     scene.page(scene.person(with_fallback(scene)))
     claim(scene, "busy")

@@ -357,7 +357,7 @@ def test_what_hung_inside_a_bundle_while_another_vendor_delivered_it_is_not_trie
     [bundle] = claim(story, "h")[1]
     assert len(bundle.bundle) == 2
     story.now += timedelta(seconds=10.1)
-    story.pass_time(20)
+    story.pass_time(12)
     assert set(story.names()) == {"two"} and Delivery.objects.filter(channel=two, ended_at=None).count() == 0
     if dies:
         assert outbox.take_over("h", story.now) == 3

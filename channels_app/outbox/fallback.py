@@ -10,7 +10,7 @@ from django.db import connection, transaction
 from channels_app import addresses, policy
 from channels_app.book import Book
 from channels_app.models import Delivery
-from channels_app.outbox.posting import OVERTAKEN, Row, find_addresses, insert, replace_earlier
+from channels_app.outbox.posting import IS_OPEN, OVERTAKEN, Row, find_addresses, insert, replace_earlier
 from channels_app.outbox.recording import exhaust
 from mapping.clock import wake
 
@@ -84,11 +84,13 @@ def _overtaken(due: Sequence[Mapping[str, Any]], now: datetime) -> list[tuple[Ro
 
 
 def _go_on(cursor: Any, ids: Sequence[int], now: datetime) -> None:
-    """These are tried again with back-off, as if nothing had taken their place. Their addresses are locked and due."""
+    """These are tried again with back-off, as if nothing had taken their place; those that are out, once they have failed. Their addresses are
+    locked and due."""
     cursor.execute(
-        """UPDATE channels_app_delivery SET state = 'queued', withdrawn = false, reason = '', ended_at = NULL, not_before = %(now)s
-           WHERE id IN (SELECT id FROM channels_app_delivery WHERE id = ANY(%(ids)s) AND withdrawn AND reason = %(why)s
-                        AND state IN ('cancelled', 'unknown') ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)""",
+        f"""UPDATE channels_app_delivery d SET state = CASE WHEN {IS_OPEN} THEN d.state ELSE 'queued' END, withdrawn = false, reason = '',
+              ended_at = NULL, not_before = %(now)s
+            WHERE d.id IN (SELECT d.id FROM channels_app_delivery d WHERE d.id = ANY(%(ids)s) AND d.withdrawn AND d.reason = %(why)s
+                             AND (d.state IN ('cancelled', 'unknown') OR {IS_OPEN}) ORDER BY d.id FOR NO KEY UPDATE SKIP LOCKED)""",
         {"ids": list(ids), "now": now, "why": OVERTAKEN},
     )
 

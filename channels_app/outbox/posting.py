@@ -17,6 +17,10 @@ from mapping.clock import wake
 # Stored as the reason of what was not sent.
 LATER_PAGE: Final = gettext_noop("a later page about the same takes its place")
 OVERTAKEN: Final = gettext_noop("another channel has sent it to the same address meanwhile")
+# What these ended only gave way to another message, so that the end of an attempt that was out then is an end like any other.
+GAVE_WAY: Final = [LATER_PAGE, OVERTAKEN]
+# Of a delivery d: it waits, or a request of it is out.
+IS_OPEN: Final = "(d.state IN ('queued', 'sending') OR d.state = 'bundled' AND d.ended_at IS NULL)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,20 +138,21 @@ def _replace_held(rows: Sequence[Row], now: datetime) -> None:
     held = [row for row in rows if row.reason and row.is_page and row.topic is not None]
     if not held:
         return
-    with connection.cursor() as cursor:
-        cursor.execute(
-            """WITH mine AS (
-                 SELECT d.id FROM channels_app_delivery d
-                 JOIN unnest(%s::bigint[], %s::bigint[], %s::text[], %s::bool[]) AS w(address, topic, reason, survives)
-                   ON d.address_id = w.address AND d.topic = w.topic AND d.reason = w.reason AND d.survives_ack <= w.survives
-                 WHERE d.state = 'queued' AND d.is_page AND d.attempts = 0 AND d.not_before > %s
-                 ORDER BY d.id FOR NO KEY UPDATE OF d SKIP LOCKED)
-               UPDATE channels_app_delivery d SET state = 'cancelled', withdrawn = true, fallback_at = NULL, reason = %s, ended_at = %s
-               FROM mine WHERE d.id = mine.id""",
-            [
-                [r.address for r in held], [r.topic for r in held], [r.reason for r in held], [r.survives_ack for r in held], now, LATER_PAGE, now,
-            ],
-        )  # fmt: skip
+    _withdraw(
+        """SELECT d.id, d.state FROM channels_app_delivery d
+           JOIN unnest(%(addresses)s::bigint[], %(topics)s::bigint[], %(reasons)s::text[], %(survive)s::bool[]) AS w(address, topic, reason, survives)
+             ON d.address_id = w.address AND d.topic = w.topic AND d.reason = w.reason AND d.survives_ack <= w.survives
+           WHERE d.state = 'queued' AND d.is_page AND d.attempts = 0 AND d.not_before > %(now)s
+           ORDER BY d.id FOR NO KEY UPDATE OF d SKIP LOCKED""",
+        {
+            "addresses": [row.address for row in held],
+            "topics": [row.topic for row in held],
+            "reasons": [row.reason for row in held],
+            "survive": [row.survives_ack for row in held],
+        },
+        LATER_PAGE,
+        now,
+    )
 
 
 def _replace_tried(rows: Sequence[Row], now: datetime) -> None:
@@ -155,7 +160,7 @@ def _replace_tried(rows: Sequence[Row], now: datetime) -> None:
     a provider that comes back after hours sends one page of an incident and not every loop of its outage.
 
     A later one goes on where the earlier one was: it leaves no later than that would have, its tries are counted on and it calls whom that was
-    to call. First pages have no earlier ones, so a storm asks nothing.
+    to call. An earlier one that is out may yet arrive, so that nothing is hurried for it. First pages have no earlier ones, so a storm asks nothing.
     """
     later = {
         (row.topic, row.address, row.member): row
@@ -164,64 +169,54 @@ def _replace_tried(rows: Sequence[Row], now: datetime) -> None:
     }
     if not later:
         return
-    with connection.cursor() as cursor:
-        cursor.execute(
-            """WITH mine AS (
-                 SELECT d.id FROM channels_app_delivery d
-                 JOIN unnest(%(notifications)s::bigint[], %(topics)s::bigint[], %(addresses)s::bigint[], %(members)s::bigint[], %(survive)s::bool[])
-                   AS w(notification, topic, address, member, survives)
-                   ON d.topic = w.topic AND d.address_id = w.address AND d.member_id IS NOT DISTINCT FROM w.member
-                     AND d.notification_id < w.notification AND d.survives_ack <= w.survives
-                 WHERE d.topic = ANY(%(topics)s) AND d.state = 'queued' AND d.is_page AND d.fallback_at IS NULL
-                 ORDER BY d.id FOR NO KEY UPDATE OF d SKIP LOCKED)
-               UPDATE channels_app_delivery d SET withdrawn = true, reason = %(reason)s, ended_at = %(now)s,
-                 state = CASE WHEN d.possible_repeat THEN 'unknown' ELSE 'cancelled' END
-               FROM mine WHERE d.id = mine.id
-               RETURNING d.topic, d.address_id, d.member_id, d.not_before, d.tries, d.mentions::text""",
-            {
-                "notifications": [row.notification for row in later.values()],
-                "topics": [row.topic for row in later.values()],
-                "addresses": [row.address for row in later.values()],
-                "members": [row.member for row in later.values()],
-                "survive": [row.survives_ack for row in later.values()],
-                "reason": LATER_PAGE,
-                "now": now,
-            },
-        )
-        for topic, address, member, again_at, tries, mentions in cursor.fetchall():
-            row = later[topic, address, member]
-            row.tries = max(row.tries, tries)
-            row.mentions = tuple(dict.fromkeys((*row.mentions, *json.loads(mentions))))
-            if (sooner := row.not_before - max(again_at, now)) > timedelta(0):
-                row.not_before, row.deadline_at, row.give_up_at = row.not_before - sooner, row.deadline_at - sooner, row.give_up_at - sooner
+    replaced = _withdraw(
+        f"""SELECT d.id, d.state FROM channels_app_delivery d
+            JOIN unnest(%(notifications)s::bigint[], %(topics)s::bigint[], %(addresses)s::bigint[], %(members)s::bigint[], %(survive)s::bool[])
+              AS w(notification, topic, address, member, survives)
+              ON d.topic = w.topic AND d.address_id = w.address AND d.member_id IS NOT DISTINCT FROM w.member
+                AND d.notification_id < w.notification AND d.survives_ack <= w.survives
+            WHERE d.topic = ANY(%(topics)s) AND {IS_OPEN} AND d.is_page AND d.fallback_at IS NULL AND NOT d.withdrawn
+            ORDER BY d.id FOR NO KEY UPDATE OF d SKIP LOCKED""",
+        {
+            "notifications": [row.notification for row in later.values()],
+            "topics": [row.topic for row in later.values()],
+            "addresses": [row.address for row in later.values()],
+            "members": [row.member for row in later.values()],
+            "survive": [row.survives_ack for row in later.values()],
+        },
+        LATER_PAGE,
+        now,
+    )
+    for state, topic, address, member, again_at, tries, mentions in replaced:
+        row = later[topic, address, member]
+        row.tries = max(row.tries, tries)
+        row.mentions = tuple(dict.fromkeys((*row.mentions, *json.loads(mentions))))
+        if state == "queued" and (sooner := row.not_before - max(again_at, now)) > timedelta(0):
+            row.not_before, row.deadline_at, row.give_up_at = row.not_before - sooner, row.deadline_at - sooner, row.give_up_at - sooner
 
 
 def overtake(ids: Sequence[int], now: datetime) -> None:
-    """These messages stood in for others and were sent: what another vendor was still trying at the same phone or mailbox about it ends. Should
-    they be reported as failed later, it goes on: see `fallbacks`."""
+    """These messages stood in for others and were sent: what another vendor was still trying at the same phone or mailbox about it ends, and
+    what is out there is not tried again. Should they be reported as failed later, it goes on: see `fallbacks`."""
     if not ids:
         return
     kinds = [kind for kind in transport.transports() if addresses.has_vendors(kind)]
-    with connection.cursor() as cursor:
-        cursor.execute(
-            """WITH does AS (SELECT * FROM unnest(%(kinds)s::text[], %(families)s::text[]) AS f(kind, family)),
-               mine AS (
-                 SELECT o.id FROM channels_app_delivery d
-                 JOIN channels_app_address a ON a.id = d.address_id
-                 JOIN channels_app_channel c ON c.id = d.channel_id JOIN does ON does.kind = c.kind
-                 JOIN channels_app_delivery o ON o.notification_id = d.notification_id AND o.member_id = d.member_id AND o.id < d.id
-                 JOIN channels_app_address b ON b.id = o.address_id AND b.target = a.target
-                 JOIN channels_app_channel other ON other.id = o.channel_id
-                 JOIN does did ON did.kind = other.kind AND did.family = does.family
-                 WHERE d.id = ANY(%(ids)s) AND o.state = 'queued' AND o.is_page AND (o.attempts > 0 OR o.fallback_at IS NULL)
-                 ORDER BY o.id FOR NO KEY UPDATE OF o SKIP LOCKED)
-               UPDATE channels_app_delivery d SET withdrawn = true, fallback_at = NULL, reason = %(reason)s, ended_at = %(now)s,
-                 state = CASE WHEN d.possible_repeat THEN 'unknown' ELSE 'cancelled' END
-               FROM mine WHERE d.id = mine.id""",
-            {
-                "ids": list(ids), "kinds": kinds, "families": [addresses.family(kind) for kind in kinds], "reason": OVERTAKEN, "now": now,
-            },
-        )  # fmt: skip
+    _withdraw(
+        f"""SELECT d.id, d.state
+            FROM unnest(%(kinds)s::text[], %(families)s::text[]) AS does(kind, family)
+            JOIN channels_app_channel c ON c.kind = does.kind
+            JOIN channels_app_delivery s ON s.channel_id = c.id
+            JOIN channels_app_address a ON a.id = s.address_id
+            JOIN channels_app_delivery d ON d.notification_id = s.notification_id AND d.member_id = s.member_id AND d.id < s.id
+            JOIN channels_app_address b ON b.id = d.address_id AND b.target = a.target
+            JOIN channels_app_channel other ON other.id = d.channel_id
+            JOIN unnest(%(kinds)s::text[], %(families)s::text[]) AS did(kind, family) ON did.kind = other.kind AND did.family = does.family
+            WHERE s.id = ANY(%(ids)s) AND {IS_OPEN} AND d.is_page AND (d.attempts > 0 OR d.fallback_at IS NULL) AND NOT d.withdrawn
+            ORDER BY d.id FOR NO KEY UPDATE OF d SKIP LOCKED""",
+        {"ids": list(ids), "kinds": kinds, "families": [addresses.family(kind) for kind in kinds]},
+        OVERTAKEN,
+        now,
+    )
 
 
 def find_addresses(rows: Sequence[Row]) -> None:
@@ -302,25 +297,30 @@ def cancel(
         return 0
     stopped = 0
     # Again until there is nothing left: a statement that had to wait for a fallback to start does not see the message which that made.
-    while found := _withdraw(topics, reason, now, keep_forced, pages_only, member):
-        stopped += sum(state == "queued" for state in found)
+    # What only gave way to another message and is out still is ours from now on: see GAVE_WAY.
+    which = f"""SELECT d.id, d.state FROM channels_app_delivery d
+                WHERE d.topic = ANY(%(topics)s) AND (NOT d.withdrawn OR d.reason = ANY(%(gave_way)s) AND {IS_OPEN})
+                  {"AND d.is_page" if pages_only else ""} {"AND NOT d.survives_ack" if keep_forced else ""}
+                  {"" if member is None else "AND d.member_id = %(member)s"} ORDER BY d.id FOR NO KEY UPDATE"""
+    while found := _withdraw(which, {"topics": list(topics), "member": member, "gave_way": GAVE_WAY}, reason[:500], now):
+        stopped += sum(row[0] == "queued" for row in found)
     return stopped
 
 
-def _withdraw(topics: Sequence[int], reason: str, now: datetime, keep_forced: bool, pages_only: bool, member: int | None) -> list[str]:
+def _withdraw(which: str, values: Mapping[str, Any], reason: str, now: datetime) -> list[tuple[Any, ...]]:
+    """Nothing more leaves on account of the messages that `which` finds, a SELECT of their ids and states that locks them. What is out stays out
+    and what becomes of it is still written, but it is not tried again and starts no fallback. What they were: (state, topic, address, member,
+    not_before, tries, mentions) of each."""
     with connection.cursor() as cursor:
         cursor.execute(
-            f"""WITH mine AS (
-                  SELECT id FROM channels_app_delivery WHERE topic = ANY(%(topics)s) AND NOT withdrawn
-                    {"AND is_page" if pages_only else ""} {"AND NOT survives_ack" if keep_forced else ""}
-                    {"" if member is None else "AND member_id = %(member)s"} ORDER BY id FOR NO KEY UPDATE)
+            f"""WITH mine AS ({which})
                 UPDATE channels_app_delivery d SET withdrawn = true, fallback_at = NULL,
                   -- Nobody can know whether an earlier attempt of it arrived: that stays the last word.
                   state = CASE WHEN d.state <> 'queued' THEN d.state WHEN d.possible_repeat THEN 'unknown' ELSE 'cancelled' END,
-                  reason = CASE WHEN d.state IN ('queued', 'sending') THEN %(reason)s ELSE d.reason END,
+                  reason = CASE WHEN {IS_OPEN} THEN %(reason)s ELSE d.reason END,
                   ended_at = CASE WHEN d.state = 'queued' THEN %(now)s ELSE d.ended_at END
-                FROM mine, channels_app_delivery before WHERE d.id = mine.id AND before.id = d.id
-                RETURNING before.state""",
-            {"topics": list(topics), "reason": reason[:500], "now": now, "member": member},
+                FROM mine WHERE d.id = mine.id
+                RETURNING mine.state, d.topic, d.address_id, d.member_id, d.not_before, d.tries, d.mentions::text""",
+            dict(values) | {"reason": reason, "now": now},
         )
-        return [state for (state,) in cursor.fetchall()]
+        return list(cursor.fetchall())

@@ -14,7 +14,7 @@ from channels_app import policy
 from channels_app.compose import Claimed, Result
 from channels_app.models import ChannelHealth
 from channels_app.outbox.moving import move
-from channels_app.outbox.posting import overtake
+from channels_app.outbox.posting import GAVE_WAY, overtake
 from channels_app.outbox.statements import dicts, planned_once
 from channels_app.transport import DeliveryError, Polls, Receipt, Receives
 from mapping.clock import wake
@@ -91,21 +91,24 @@ def _write(cursor: Any, holder: str, verdicts: Sequence[tuple[Claimed, Result, p
                %(silences)s::timestamptz[], %(polls)s::timestamptz[], %(counts)s::int[])
                AS r(id, attempt, state, reason, not_before, fall, repeat, message_id, subject, text, line, silent_at, poll_at, counts)),
            mine AS (
-             SELECT d.id AS pk, r.* FROM channels_app_delivery d JOIN r ON r.id = d.id
+             -- What gave way to another message while it was out, and has an end of its own, is withdrawn no more.
+             SELECT d.id AS pk, r.*, d.withdrawn AND (r.state = 'queued' OR d.reason <> ALL(%(gave_way)s::text[])) AS withdrawn
+             FROM channels_app_delivery d JOIN r ON r.id = d.id
              WHERE d.holder = %(holder)s AND d.attempts = r.attempt AND d.state IN ('sending', 'bundled') AND d.ended_at IS NULL
              ORDER BY d.id FOR NO KEY UPDATE OF d)
            UPDATE channels_app_delivery d SET
-             state = CASE WHEN r.state = 'queued' AND d.withdrawn AND (r.repeat OR d.possible_repeat) THEN 'unknown'
-                          WHEN r.state = 'queued' AND d.withdrawn THEN 'cancelled'
+             withdrawn = r.withdrawn,
+             state = CASE WHEN r.state = 'queued' AND r.withdrawn AND (r.repeat OR d.possible_repeat) THEN 'unknown'
+                          WHEN r.state = 'queued' AND r.withdrawn THEN 'cancelled'
                           WHEN r.state IN ('sent', 'delivered') AND d.state = 'bundled' THEN 'bundled' ELSE r.state END,
              bundled_by_id = CASE WHEN r.state IN ('sent', 'delivered') THEN d.bundled_by_id END,
-             reason = CASE WHEN r.state IN ('sent', 'delivered') THEN '' WHEN r.state = 'queued' AND d.withdrawn THEN d.reason ELSE r.reason END,
+             reason = CASE WHEN r.state IN ('sent', 'delivered') THEN '' WHEN r.state = 'queued' AND r.withdrawn THEN d.reason ELSE r.reason END,
              not_before = COALESCE(r.not_before, d.not_before), tries = d.tries - 1 + r.counts,
              possible_repeat = d.possible_repeat OR r.repeat,
              sent_at = CASE WHEN r.state IN ('sent', 'delivered') THEN %(now)s ELSE d.sent_at END,
              delivered_at = CASE WHEN r.state = 'delivered' THEN %(now)s ELSE d.delivered_at END,
-             ended_at = CASE WHEN r.state = 'queued' AND NOT d.withdrawn THEN NULL ELSE %(now)s END,
-             fallback_at = CASE WHEN d.withdrawn THEN NULL WHEN r.state IN ('sent', 'delivered') THEN r.silent_at
+             ended_at = CASE WHEN r.state = 'queued' AND NOT r.withdrawn THEN NULL ELSE %(now)s END,
+             fallback_at = CASE WHEN r.withdrawn THEN NULL WHEN r.state IN ('sent', 'delivered') THEN r.silent_at
                                 WHEN r.fall AND d.fallback_at IS NOT NULL THEN %(now)s ELSE d.fallback_at END,
              poll_at = r.poll_at,
              message_id = CASE WHEN r.message_id = '' THEN d.message_id ELSE r.message_id END,
@@ -118,6 +121,7 @@ def _write(cursor: Any, holder: str, verdicts: Sequence[tuple[Claimed, Result, p
         {
             "holder": holder,
             "now": now,
+            "gave_way": GAVE_WAY,
             "ids": [row[0] for row in rows],
             "attempts": [row[1] for row in rows],
             "states": [row[2].state for row in rows],
