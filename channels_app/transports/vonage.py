@@ -132,6 +132,7 @@ class VonageVoice(Transport):
     limits = (Limit(1, 30), Limit(3, 1, "channel"))
     max_chars = MOST_TEXT
     secret = frozenset({"private_key", "signature_secret"})
+    unsent = frozenset({"signature_secret"})
     Settings = Settings
 
     def send(self, message: Message, address: str) -> Receipt:
