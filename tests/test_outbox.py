@@ -16,6 +16,7 @@ from channels_app.book import Book
 from channels_app.http import DeliveryError
 from channels_app.models import Account, Address, Channel, ChannelHealth, Delivery, Notification
 from channels_app.outbox import repair
+from channels_app.outbox.recording import KEEPS_FAILING, fall_back
 from channels_app.transport import Limit, Message, Receipt, Transport
 from escalation.ids import hex_id
 from mapping.models import ContactPoint, Installation, Member
@@ -464,6 +465,39 @@ def test_a_page_that_waits_in_vain_after_its_fallback_was_started_is_reported_up
     assert Notification.objects.get().exhausted_at is not None and len(Provider.got) == 1
     scene.pass_time(3700)
     assert len(Provider.got) == 2
+
+
+def test_what_waits_at_channels_that_keep_failing_says_so_and_speaks_of_no_limit(scene):
+    channel = with_fallback(scene)
+    scene.plan("a", UNPLUGGED)
+    scene.plan("b", BUSY)
+    for topic in range(1, 8):
+        scene.page(scene.person(channel), topic=topic)
+    scene.pass_time(100)
+    reasons = set(Delivery.objects.values_list("channel__name", "reason"))
+    assert (
+        reasons <= {("a", UNPLUGGED.text), ("b", BUSY.text), ("a", KEEPS_FAILING), ("b", KEEPS_FAILING)} and ("a", KEEPS_FAILING) in reasons
+    )
+
+
+def test_what_waits_at_a_channel_that_keeps_failing_is_looked_at_once_and_says_so_when_a_limit_holds_it_instead(scene):
+    channel = scene.channel("a")
+    scene.page(scene.person(channel))
+    Delivery.objects.update(fallback_at=None, deadline_at=NOW)  # its fallback has started
+    place = Address.objects.get()
+
+    def look(everybody: bool) -> tuple[bool, str]:
+        with connection.cursor() as cursor:
+            fall_back(cursor, [(place.id, NOW + timedelta(seconds=30), everybody)], NOW)
+        row = scene.row()
+        Delivery.objects.update(fallback_at=None)
+        return row.fallback_at is not None, row.reason
+
+    assert [look(everybody) for everybody in (True, True, False, False)] == [
+        (True, KEEPS_FAILING), (False, KEEPS_FAILING), (True, policy.TAKES_NO_MORE), (False, policy.TAKES_NO_MORE),
+    ]  # fmt: skip
+    Delivery.objects.update(reason="quiet hours", not_before=NOW + timedelta(seconds=20))
+    assert [look(True), look(False)] == [(False, "quiet hours")] * 2
 
 
 def test_a_block_that_was_met_by_an_acknowledged_page_holds_for_the_next(scene):

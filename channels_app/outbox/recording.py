@@ -29,6 +29,11 @@ NETWORK_ALARM: Final = gettext_noop(
     "No channel can be reached from here: name resolution, connections or the proxy fail for all of them. Pages wait and are tried again."
 )
 
+# Of a page that waits for such a channel. `exhaust` asks the breaker itself: once it is closed the page is tried again.
+KEEPS_FAILING: Final = gettext_noop(
+    "its channel keeps failing, and the channel's own page says why; it leaves as soon as the channel works again"
+)
+
 
 def record(holder: str, results: Sequence[Result], now: datetime) -> int:
     """Writes the results of attempts, in one statement for all deliveries; only where the row is still ours and in that attempt. How many were."""
@@ -185,25 +190,27 @@ def _come_back(cursor: Any, written: Sequence[Mapping[str, Any]], results: Seque
 
 
 def fall_back(cursor: Any, waits: Sequence[tuple[int, datetime, bool]], now: datetime) -> None:
-    """Of addresses that send nothing until then (id, until, whether everybody's fallback starts): the fallbacks of the pages that are late by it.
+    """Of addresses that send nothing until then (id, until, whether the channel keeps failing: then everybody's fallback starts): the fallbacks of
+    the pages that are late by it, and why these wait.
 
     One whose fallback had started already, when it was still being tried, is looked at once more: it may be that nobody is left now. What
     waits for a reason of its own, such as quiet hours, keeps that one.
     """
     cursor.execute(
         """WITH late AS (
-             SELECT d.id, d.deadline_at <= w.until AND (d.reason = '' OR d.attempts > 0 OR d.not_before <= %(now)s) AS waits
+             SELECT d.id, CASE WHEN own_reason THEN d.reason ELSE word END AS reason
              FROM unnest(%(ids)s::bigint[], %(untils)s::timestamptz[], %(all)s::bool[]) AS w(id, until, everybody)
              JOIN channels_app_delivery d ON d.address_id = w.id AND d.state = 'queued' AND d.is_page
-               AND (d.fallback_at > %(now)s AND (d.deadline_at <= w.until OR w.everybody AND d.not_before <= %(now)s)
-                    OR d.fallback_at IS NULL AND d.deadline_at <= w.until AND d.reason NOT IN (%(reason)s, %(month)s)
-                      AND (d.reason = '' OR d.attempts > 0 OR d.not_before <= %(now)s))
+             CROSS JOIN LATERAL (SELECT d.deadline_at <= w.until AS is_late,
+               d.reason <> '' AND d.attempts = 0 AND d.not_before > %(now)s AS own_reason,
+               CASE WHEN w.everybody THEN %(failing)s ELSE %(full)s END AS word) l
+             WHERE CASE WHEN d.fallback_at IS NULL THEN is_late AND NOT own_reason AND d.reason NOT IN (word, %(month)s)
+                        ELSE d.fallback_at > %(now)s AND (is_late OR w.everybody AND d.not_before <= %(now)s) END
              ORDER BY d.id FOR NO KEY UPDATE OF d SKIP LOCKED)
-           UPDATE channels_app_delivery d SET fallback_at = %(now)s, reason = CASE WHEN late.waits THEN %(reason)s ELSE d.reason END
-           FROM late WHERE d.id = late.id""",
+           UPDATE channels_app_delivery d SET fallback_at = %(now)s, reason = late.reason FROM late WHERE d.id = late.id""",
         {
             "ids": [w[0] for w in waits], "untils": [w[1] for w in waits], "all": [w[2] for w in waits], "now": now,
-            "reason": policy.TAKES_NO_MORE, "month": policy.MONTH_USED_UP,
+            "failing": KEEPS_FAILING, "full": policy.TAKES_NO_MORE, "month": policy.MONTH_USED_UP,
         },
     )  # fmt: skip
 
