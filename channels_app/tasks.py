@@ -6,7 +6,7 @@ claimed goes to a sender that is free, so that nothing lies here after an acknow
 
 The slot's lock says who claims. What is in flight belongs to a holder with a lock file of its own, taken before the first claim: a stint
 that ends gives its slot back at once and finishes under the holder's lock, and whoever finds that lock free knows that its owner is dead.
-While the database is away its recorder outlives the stint, and keeps that lock until what it knows is written.
+While the database is away, or a question is out, its recorder outlives the stint, and keeps that lock until what it knows is written.
 """
 
 import contextlib
@@ -162,7 +162,7 @@ class Drain:
 
     def finish(self, left: Callable[[], float]) -> None:
         """Waits for what is in flight, as long as `left()` says; what is still out then becomes unknown, and others send it again. What is known
-        and waits for the database stays with the recorder."""
+        and waits for the database stays with the recorder, and so does what a provider is still to tell."""
         self.finishing = True
         while self._open() and left() > 0:
             time.sleep(0.01)
@@ -178,7 +178,7 @@ class Drain:
         wake("drain")
 
     def close(self) -> None:
-        """Gives up the holder's lock; where the recorder still holds results that the database did not take, it does so when it has written them."""
+        """Gives up the holder's lock; where the recorder is not done yet (see `_record`), it does so when it is."""
         with self.guard:
             self.closing = True
             if self.recorder is not None and not self.recorded:
@@ -318,20 +318,31 @@ class Drain:
                 log.warning("channel %s does not say what became of its messages: %s", channel, trouble)
             self.troubles[channel] = trouble
             self.asking.discard(channel)
-        self.results.put(Told(channel, tuple(updates)))
+            self.results.put(Told(channel, tuple(updates)))  # in one with the line above, see `_awaits`
 
     # ---- recording ----
 
+    def _awaits(self) -> bool:
+        """Whether a question is out, or something waits to be written: what a provider told once is not told again."""
+        with self.guard:
+            return bool(self.asking) or not self.results.empty()
+
     def _record(self) -> None:
+        """Writes what comes, until the stint is over and every question has been answered (see ASKING)."""
+        over = False
         try:
-            for first in iter(self.results.get, None):
-                time.sleep(PACE if self.sending >= CROWD else GATHER)
+            while not over or self._awaits():
+                first = self.results.get()
+                if first is None:
+                    over = True
+                    continue
                 batch = [first]
+                time.sleep(PACE if self.sending >= CROWD else GATHER)
                 with contextlib.suppress(queue.Empty):
                     for _turn in range(BATCH):
                         more = self.results.get_nowait()
                         if more is None:
-                            self.results.put(None)
+                            over = True
                             break
                         batch.append(more)
                 if results := [one for one in batch if isinstance(one, Result)]:

@@ -339,6 +339,24 @@ def test_a_provider_that_calls_us_before_we_have_written_is_heard(asked, monkeyp
     running.end()
 
 
+def test_what_a_provider_tells_when_the_stint_is_over_already_is_written_down(asked, monkeypatch, hang):
+    """A mailbox that was read is marked as read by the next look, so that what it said is said once."""
+    monkeypatch.setattr(Asked, "hangs", hang)
+    channel = asked.channel("a", kind="asked")
+    asked.plan("a", transport.Receipt("m1"))
+    asked.page(asked.person(channel))
+    running = Running("drain-0")
+    running.until(lambda: sent(1)() and bool(Asked.questions))
+    assert running.end(0.1) < SOON
+    assert running.drain.lock.mine and resident.held(f"{running.drain.holder}.holder")  # it is the recorder's now
+    Delivery.objects.update(message_id="m2")  # of which the question tells in any case
+    hang.set()
+    assert running.drain.recorder is not None
+    running.drain.recorder.join(SOON)
+    assert Delivery.objects.get().reason == "the line was busy"
+    assert not list(Path(resident.path("x").parent).glob("*.holder"))
+
+
 def test_a_message_and_a_question_have_one_time_each_however_many_requests_they_take(asked, monkeypatch):
     left: dict[str, float] = {}
 
