@@ -54,7 +54,7 @@ class NotBegun(DeliveryError):
 
 def stale_after(attempt: int) -> float:
     """How many seconds after its claim an attempt (1, 2, ...) may still begin."""
-    return float(min(STALE * 2 ** (attempt - 1), STALEST))
+    return float(min(STALE * 2 ** min(attempt - 1, 10), STALEST))  # 2**1024 is no float
 
 
 def deadline(severity: str) -> timedelta:

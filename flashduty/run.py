@@ -212,7 +212,7 @@ class Run:
                     return 1
                 say(f"the supervisor has ended with code {code}: starting it again")
                 if failures > 1:  # each start makes a whole tree of workers: what dies at once must not do so twice a second
-                    self._sleep(min(0.1 * 2**failures, LONGEST_PAUSE))
+                    self._sleep(min(0.1 * 2 ** min(failures, 10), LONGEST_PAUSE))  # 2**1024 is no float
                 if not self.stopping:
                     self._start_child()
                 continue

@@ -548,7 +548,7 @@ class _Supervisor:
             self.web_kill_at = now + STOP_SECONDS * 0.75
         if ended and not self.web_kill_at:
             self.web_failures = 0 if now - self.web.born > YOUNG else self.web_failures + 1
-            pause = min(LONGEST_BACKOFF, 0.1 * 2**self.web_failures) if self.web_failures else 0.0
+            pause = _pause(self.web_failures, 0.2)
             self.say(f"the web server has ended; it starts again {f'in {pause:.1f} s' if pause else 'now'}")
             self.web_at, self.web_kill_at = now + pause, now
         if ended or (self.web_kill_at and now >= self.web_kill_at) or self.asked_to_stop > 1:
@@ -598,9 +598,9 @@ class _Supervisor:
                     self.say(f"{settings.RUN_DIR} cannot be written ({error}): /readyz tells what was before")
 
 
-def _pause(failures: int) -> float:
-    """Seconds before the next start after so many that failed in a row."""
-    return min(LONGEST_BACKOFF, 0.5 * 2 ** (failures - 1)) if failures else 0.0
+def _pause(failures: int, first: float = 0.5) -> float:
+    """Seconds before the next start after so many that failed in a row: `first`, and twice as long each time."""
+    return min(LONGEST_BACKOFF, first * 2 ** min(failures - 1, 10)) if failures else 0.0  # 2**1024 is no float
 
 
 def _become_reaper() -> None:

@@ -129,18 +129,18 @@ def test_a_port_that_is_taken_is_refused_by_name_too(tmp_path):
 
 
 def test_a_supervisor_that_dies_again_and_again_is_started_more_and_more_rarely(tmp_path, monkeypatch):
-    """Once the product was ready, too: each start makes a whole tree of workers."""
+    """Once the product was ready, too: each start makes a whole tree of workers. Its earlier workers page all the while, so for ever."""
     pauses = []
+    ended = subprocess.Popen(["false"])
+    ended.wait()
 
     class Dying(run.Run):
         def _start_child(self):
-            self.born = time.monotonic()
-            self.child = subprocess.Popen(["false"])
-            self.child.wait()
+            self.born, self.child = time.monotonic(), ended
 
         def _sleep(self, seconds):
             pauses.append(seconds)
-            if len(pauses) == 8:
+            if len(pauses) == 1100:  # three hours
                 self.stopping = True
 
     one = Dying(run.Where("127.0.0.1", 0, tmp_path))

@@ -275,6 +275,18 @@ def test_workers_that_cannot_even_be_made_are_tried_again_more_and_more_rarely(s
     assert not one.trees and one.web is None
 
 
+def test_what_fails_for_days_is_tried_once_a_minute(settings, tmp_path: Path) -> None:
+    settings.RUN_DIR = tmp_path
+    said: list[str] = []
+    one = supervisor._Supervisor("127.0.0.1", 1, True, None, lambda line, _source: said.append(line))
+    assert supervisor._pause(5000) == supervisor.LONGEST_BACKOFF
+    ended = subprocess.Popen(["true"], start_new_session=True)
+    ended.wait()
+    one.web, one.web_failures = supervisor._Family(ended.pid), 5000
+    one._look_at_web()
+    assert said == ["the web server has ended; it starts again in 60.0 s"] and one.web is None
+
+
 @pytest.mark.slow
 def test_workers_outlive_their_supervisor_and_the_next_one_takes_over(node: Node) -> None:
     with socket.socket() as free:
