@@ -91,8 +91,7 @@ def forget(member: Member, now: datetime) -> Counter[str]:
 
 @transaction.atomic
 def _person(member: Member, now: datetime) -> tuple[Counter[str], _Erased]:
-    others = Member.objects.select_for_update(no_key=True).filter(role=Role.ADMINISTRATOR, is_active=True).order_by("id")
-    if not set(others.values_list("id", flat=True)) - {member.pk} and member.is_administrator:
+    if Member.lock_administrators() <= {member.pk} and member.is_administrator:
         raise LastAdministrator
     member = Member.objects.select_for_update(no_key=True).get(pk=member.pk)
     stands = f"former member {member.pk}"
