@@ -62,13 +62,15 @@ LONGEST_SNOOZE = timedelta(hours=24)
 
 
 class Refused(Exception):
-    """A move that cannot be made. `code`: not_found | closed | not_closed | not_acknowledged | not_snoozed | no_rule | invalid; `field` names the argument at fault."""
+    """A move that cannot be made. `code`: not_found | closed | not_closed | not_acknowledged | not_snoozed | no_rule | invalid; `field` names the
+    argument at fault, `incident_id` the incident of which it is true (None: of any)."""
 
     def __init__(self, code: str, message: str, field: str = "") -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.field = field
+        self.incident_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,8 @@ class _Change:
     detail: dict[str, Any] = field(default_factory=dict)
     sets: dict[str, Any] = field(default_factory=dict)
     stays: bool = False  # the progress stays as it is, and so does what would go with its change
-    whose: int | None = None  # only this member's queued pages are cancelled
+    holds: bool = False  # the actor is recorded among those who acknowledged
+    theirs: bool = False  # only the actor's queued pages are cancelled
     due: bool = True
     entries: list[tuple[str, dict[str, Any], bool]] | None = None  # instead of the one entry: type, detail, due
 
@@ -122,21 +125,33 @@ Look = Callable[[Incident], _Change | None]
 
 def acknowledge(incident_id: int, *, actor: Member | None, via: str, now: datetime, note: str = "", by: str = "") -> Incident:
     """`actor` has it in hand: Processing. Each responder is recorded once; a second time changes nothing. `by`: words for an actor without an account."""
+    return acknowledge_all([incident_id], actor=actor, via=via, now=now, note=note, by=by)[0]
+
+
+def acknowledge_all(
+    incident_ids: Collection[int], *, actor: Member | None, via: str, now: datetime, note: str = "", by: str = ""
+) -> list[Incident]:
+    """`acknowledge` of all these or of none (see `_all`)."""
+    said = {name: value for name, value in (("progress", _text(note, "note")), ("as", by)) if value}
 
     def look(incident: Incident) -> _Change | None:
         held = incident.progress == PROCESSING
         if held and (actor is None or _acknowledgers(incident).filter(member=actor).exists()):
             return None
-        detail = {name: value for name, value in (("progress", _text(note, "note")), ("as", by)) if value}
-        # Somebody had it already, so what is still queued is for those who were asked to help: it ends for whoever answers.
-        whose = actor.pk if held and actor is not None else None
-        return _Change(detail, _acknowledged(incident, actor, now), stays=held, due=not held, whose=whose)
+        # Where somebody had it already, what is still queued is for those who were asked to help: it ends for whoever answers.
+        return _Change(said, _first_ack(incident, now), stays=held, due=not held, holds=True, theirs=held)
 
-    return _one("acknowledge", incident_id, actor, via, now, look)
+    return _all("acknowledge", incident_ids, actor, via, now, look)
 
 
 def unacknowledge(incident_id: int, *, actor: Member | None, via: str, now: datetime, note: str = "") -> Incident:
     """Takes `actor`'s acknowledgement back; when it was the last, the incident is Triggered and its layer starts again."""
+    return unacknowledge_all([incident_id], actor=actor, via=via, now=now, note=note)[0]
+
+
+def unacknowledge_all(incident_ids: Collection[int], *, actor: Member | None, via: str, now: datetime, note: str = "") -> list[Incident]:
+    """`unacknowledge` of all these or of none (see `_all`)."""
+    said = {"progress": text} if (text := _text(note, "note")) else {}
 
     def look(incident: Incident) -> _Change | None:
         acknowledgers = {r.member_id: r.acknowledged_at for r in _acknowledgers(incident)}
@@ -151,10 +166,9 @@ def unacknowledge(incident_id: int, *, actor: Member | None, via: str, now: date
             sets["ack_time"] = min(at for at in acknowledgers.values() if at)
         if mine is not None and actor is not None:
             _forget_acks(incident, actor)
-        note_text = _text(note, "note")
-        return _Change({"last": last, **({"progress": note_text} if note_text else {})}, sets, stays=not last, due=last)
+        return _Change({"last": last, **said}, sets, stays=not last, due=last)
 
-    return _one("unacknowledge", incident_id, actor, via, now, look)
+    return _all("unacknowledge", incident_ids, actor, via, now, look)
 
 
 def snooze(incident_id: int, *, actor: Member | None, via: str, now: datetime, minutes: float) -> Incident:
@@ -165,8 +179,8 @@ def snooze(incident_id: int, *, actor: Member | None, via: str, now: datetime, m
 
     def look(incident: Incident) -> _Change:
         held = incident.progress == PROCESSING
-        sets = {**_acknowledged(incident, actor, now), "snoozed_until": until, "wake_at": until}
-        return _Change({"minutes": minutes, "until": int(until.timestamp()), "acknowledged": not held}, sets, due=not held)
+        sets = {**_first_ack(incident, now), "snoozed_until": until, "wake_at": until}
+        return _Change({"minutes": minutes, "until": int(until.timestamp()), "acknowledged": not held}, sets, due=not held, holds=True)
 
     return _one("snooze", incident_id, actor, via, now, look)
 
@@ -193,12 +207,26 @@ def close(
     by: str = "",
 ) -> Incident:
     """People are done: Closed by hand. Its status stays; its alerts let go of their keys, so the next event opens a new incident. Twice is once."""
+    return close_all([incident_id], actor=actor, via=via, now=now, root_cause=root_cause, resolution=resolution, by=by)[0]
+
+
+def close_all(
+    incident_ids: Collection[int],
+    *,
+    actor: Member | None,
+    via: str,
+    now: datetime,
+    root_cause: str | None = None,
+    resolution: str | None = None,
+    by: str = "",
+) -> list[Incident]:
+    """`close` of all these or of none (see `_all`)."""
     texts = {name: _text(value, name) for name, value in (("root_cause", root_cause), ("resolution", resolution)) if value is not None}
 
     def look(incident: Incident) -> _Change:
         return _Change({"from": via, **({"as": by} if by else {})}, {"closed_by": "manually", "closer": actor, **texts})
 
-    return _one("close", incident_id, actor, via, now, look)
+    return _all("close", incident_ids, actor, via, now, look)
 
 
 def reopen(incident_id: int, *, actor: Member | None, via: str, now: datetime, reason: str) -> Incident:
@@ -453,7 +481,13 @@ def take_ids(count: int) -> list[int]:
 
 
 def _one(verb: str, incident_id: int, actor: Member | None, via: str, now: datetime, look: Look) -> Incident:
-    """The move of a single incident, which refuses what a batch passes over."""
+    """The move of a single incident."""
+    return _all(verb, [incident_id], actor, via, now, look)[0]
+
+
+def _all(verb: str, incident_ids: Collection[int], actor: Member | None, via: str, now: datetime, look: Look) -> list[Incident]:
+    """The move of all these incidents, or of none of them where one refuses what a batch passes over (the first by id, after those that are not
+    there); as they are afterwards, by id."""
     move = MOVES[verb]
     found: list[Incident] = []
 
@@ -461,14 +495,16 @@ def _one(verb: str, incident_id: int, actor: Member | None, via: str, now: datet
         found.append(incident)
         if incident.progress == move.to and move.again:
             return None
-        if incident.progress not in move.starts:
-            raise _refusal(move, incident)
-        return look(incident)
+        try:
+            if incident.progress not in move.starts:
+                raise _refusal(move, incident)
+            return look(incident)
+        except Refused as refused:
+            refused.incident_id = incident.pk
+            raise
 
-    _move(verb, [incident_id], actor, via, now, checked, checks=False)
-    if not found:
-        raise Refused("not_found", _("There is no such incident."), "incident_id")
-    return found[0]
+    _move(verb, incident_ids, actor, via, now, checked, checks=False)
+    return found
 
 
 def _refusal(move: Move, incident: Incident) -> Refused:
@@ -484,18 +520,25 @@ def _move(
 ) -> list[Incident]:
     """Makes one move of the table for all these incidents that it can be made for; those moved, as they are afterwards.
 
-    `look` sees each under its lock and says what to write, or None for nothing. Writes are a few statements, however many incidents.
+    `look` sees each under its lock and says what to write, or None for nothing. Writes are a few statements, however many incidents, and take
+    the messages of all of them in the order of ids: whoever records what became of messages does so, too. Without `checks` it is `_all`'s.
     """
     move = MOVES[verb]
     moved: list[Incident] = []
     entries: list[tuple[int, str, dict[str, Any], bool]] = []
     by_sets: dict[str, tuple[dict[str, Any], list[int]]] = {}
     changed: list[Incident] = []
-    whose: dict[int | None, list[int]] = {}
+    held: list[int] = []
+    theirs: list[int] = []
     # A batch that fails takes its caller's transaction with it; only a refusal must leave that whole.
     with transaction.atomic(savepoint=not checks):
         # A batch leaves what somebody else works on for its next turn: one lock that is held must not stop everybody's timers.
-        for incident in Incident.objects.select_for_update(no_key=True, skip_locked=checks).filter(pk__in=list(ids)).order_by("pk"):
+        rows = list(Incident.objects.select_for_update(no_key=True, skip_locked=checks).filter(pk__in=list(ids)).order_by("pk"))
+        if not checks and (missing := set(ids).difference(row.pk for row in rows)):
+            refused = Refused("not_found", _("There is no such incident."), "incident_id")
+            refused.incident_id = min(missing)
+            raise refused
+        for incident in rows:
             if checks and incident.progress not in move.starts:
                 continue
             change = look(incident)
@@ -512,15 +555,21 @@ def _move(
             by_sets.setdefault(repr(sets), (sets, []))[1].append(incident.pk)
             found = change.entries if change.entries is not None else [(move.entry, change.detail, change.due)]
             entries += [(incident.pk, *entry) for entry in found]
-            whose.setdefault(change.whose, []).append(incident.pk)
+            if change.holds:
+                held.append(incident.pk)
+            if change.theirs:
+                theirs.append(incident.pk)
             moved.append(incident)
         for sets, pks in by_sets.values():
             Incident.objects.filter(pk__in=pks).update(**sets, version=F("version") + 1, updated_at=now)
+        if held and actor is not None:
+            Responder.objects.bulk_create([Responder(incident_id=pk, member=actor) for pk in held], ignore_conflicts=True)
+            Responder.objects.filter(incident_id__in=held, member=actor, acknowledged_at__isnull=True).update(acknowledged_at=now)
         if changed:
             _follow(move, [incident.pk for incident in changed], now)
         if move.cancels:
-            for member, pks in whose.items():
-                outbox.cancel(pks, move.cancels, now, keep_forced=not move.cancels_forced, member=member)
+            pks, member = [incident.pk for incident in moved], actor.pk if actor is not None else None
+            outbox.cancel(pks, move.cancels, now, keep_forced=not move.cancels_forced, theirs=theirs, member=member)
         _write_entries(entries, actor, via, now)
     if any(due for *_rest, due in entries):
         wake_resident("engine")
@@ -590,11 +639,8 @@ def _acknowledgers(incident: Incident) -> Any:
     return incident.responders.filter(acknowledged_at__isnull=False)
 
 
-def _acknowledged(incident: Incident, actor: Member | None, now: datetime) -> dict[str, Any]:
-    """Records `actor` among those who acknowledged; the incident's fields that change with it."""
-    if actor is not None:
-        Responder.objects.bulk_create([Responder(incident=incident, member=actor)], ignore_conflicts=True)
-        Responder.objects.filter(incident=incident, member=actor, acknowledged_at__isnull=True).update(acknowledged_at=now)
+def _first_ack(incident: Incident, now: datetime) -> dict[str, Any]:
+    """The incident's fields that change with an acknowledgement."""
     # The lock was not given in the order in which the clock was read.
     return {"ack_time": now} if incident.ack_time is None or now < incident.ack_time else {}
 

@@ -10,7 +10,7 @@ from django.utils import timezone
 from channels_app.models import Address, Channel, Delivery, Notification
 from escalation import lifecycle
 from escalation.lifecycle import Refused
-from escalation.models import Alert, EscalationRule, Incident, Integration, Layer, Run, TimelineEntry, Workspace
+from escalation.models import Alert, EscalationRule, Incident, Integration, Layer, Responder, Run, TimelineEntry, Workspace
 from escalation.models.rule import RuleSnapshot
 from mapping.models import Member
 
@@ -311,6 +311,27 @@ def test_many_close_in_a_few_statements(stage, django_assert_max_num_queries):
     assert not Alert.objects.filter(is_open=True).exists()
     assert TimelineEntry.objects.filter(type="i_rslv", via="event").count() == 40
     assert lifecycle.recover(pks, T0) == []
+
+
+def test_many_are_acknowledged_in_a_few_statements_and_closed_or_none_of_them(stage, django_assert_max_num_queries):
+    """One move: every statement more is one in which intake waits for what is held."""
+    named = {"actor": stage.ann, "via": "api", "now": T0}
+    pks = [lifecycle.create(**named, workspace_id=stage.workspace.pk, title=f"n{n}", severity="Info").pk for n in range(40)]
+    with django_assert_max_num_queries(12):
+        assert [incident.pk for incident in lifecycle.acknowledge_all(pks[::-1], **named)] == pks
+    assert {incident.progress for incident in Incident.objects.filter(pk__in=pks)} == {"Processing"}
+    assert set(Responder.objects.filter(member=stage.ann).values_list("incident_id", "acknowledged_at")) == {(pk, T0) for pk in pks}
+    lifecycle.close(pks[7], **named)
+    for refuses in (lifecycle.acknowledge_all, lifecycle.unacknowledge_all):
+        refused = refusal(refuses, pks, **named)
+        assert (refused.code, refused.incident_id) == ("closed", pks[7])
+    refused = refusal(lifecycle.close_all, [*pks, 10**9], **named)
+    assert (refused.code, refused.incident_id) == ("not_found", 10**9)
+    assert Incident.objects.filter(pk__in=pks, progress="Processing").count() == 39
+    with django_assert_max_num_queries(20):
+        assert lifecycle.close_all(pks, **named)[7].pk == pks[7]
+    assert not Incident.objects.filter(pk__in=pks).exclude(progress="Closed").exists()
+    assert TimelineEntry.objects.filter(incident_id=pks[7], type="i_rslv").count() == 1  # closed already: twice is once
 
 
 @pytest.mark.django_db(transaction=True)

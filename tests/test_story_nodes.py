@@ -14,8 +14,10 @@ from channels_app import http, outbox, policy
 from channels_app.book import Book
 from channels_app.models import Channel, Delivery
 from escalation import engine, intake, lifecycle
+from escalation.ids import hex_id
 from escalation.models import Event, Incident, Run, TimelineEntry
 from mapping.clock import db_now
+from mapping.models import ApiKey
 from tests.fakes.server import Reply, Seen, Server
 from tests.test_drain import Running
 from tests.world import START, World, layer
@@ -252,6 +254,47 @@ def test_a_fallback_that_starts_while_somebody_acknowledges_is_cancelled_with_th
     assert not failures
     assert set(Delivery.objects.values_list("channel__kind", "state")) == {("sandbox_im", "cancelled"), ("sandbox_sms", "cancelled")}
     assert not outbox.run_once(stage.now)
+
+
+@pytest.mark.parametrize("helping", [False, True])
+def test_a_batch_of_acknowledgements_takes_the_messages_of_all_its_incidents_in_the_order_of_ids(stage, helping):
+    """As whoever records what became of them does: the last message is the first incident's, and the second incident's is held."""
+    lee, sue = stage.person("Lee"), stage.person("Sue", role="administrator")
+    stage.rule(layer(lee, notify_step=1, max_times=1))
+    stage.alert("one")
+    if helping:  # somebody has it already, and of the messages about it only those of whoever was asked to help end
+        stage.ack("one", lee)
+    stage.alert("two")
+    if helping:
+        stage.do("add_responder", "one", member_ids=[sue.id])
+    else:
+        stage.pass_time(minutes=1)
+    held, last = Delivery.objects.order_by("id").values_list("id", flat=True)[1:3]
+    ids = [hex_id(row.created_at, row.id) for row in Incident.objects.order_by("id")]
+    assert Delivery.objects.get(id=last).topic < Delivery.objects.get(id=held).topic
+    with transaction.atomic():
+        _key, secret = ApiKey.issue(sue, "test")
+    answers: list[int] = []
+
+    def acknowledge() -> None:
+        try:
+            wait_for_ever()
+            body = {"incident_ids": ids}
+            answers.append(Client().post(f"/incident/ack?app_key={secret}", body, content_type="application/json").status_code)
+        finally:
+            connection.close()
+
+    client = threading.Thread(target=acknowledge)
+    with transaction.atomic():
+        list(Delivery.objects.select_for_update(no_key=True).filter(id=held))
+        client.start()
+        until = time.monotonic() + 20
+        while not is_waited_for():
+            assert time.monotonic() < until and client.is_alive(), answers
+            time.sleep(0.005)
+        list(Delivery.objects.select_for_update(no_key=True, nowait=True).filter(id=last))
+    ended(client)
+    assert answers == [200] and not Delivery.objects.filter(id__in=[held, last], withdrawn=False).exists()
 
 
 def test_an_alarm_of_the_engine_and_one_of_the_drain_do_not_wait_for_each_other(stage):

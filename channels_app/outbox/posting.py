@@ -286,12 +286,20 @@ def insert(rows: Sequence[Row], now: datetime) -> None:
 
 
 def cancel(
-    topics: Sequence[int], reason: str, now: datetime, *, keep_forced: bool = True, pages_only: bool = True, member: int | None = None
+    topics: Sequence[int],
+    reason: str,
+    now: datetime,
+    *,
+    keep_forced: bool = True,
+    pages_only: bool = True,
+    theirs: Sequence[int] = (),
+    member: int | None = None,
 ) -> int:
     """Nothing more leaves about these topics: what is queued is cancelled with `reason` (an English sentence or word), in the caller's transaction.
 
     What is out stays out, but is not tried again and starts no fallback. `keep_forced` leaves the pages of layers that escalate even if
-    acknowledged, `pages_only` the status notices; with `member` it is only theirs. Returns how many messages were stopped.
+    acknowledged, `pages_only` the status notices; about the topics that stand in `theirs`, too, it is only what is for `member`. All of it in
+    the order of ids, so once for all topics of a transaction. Returns how many messages were stopped.
     """
     if not topics:
         return 0
@@ -301,8 +309,9 @@ def cancel(
     which = f"""SELECT d.id, d.state FROM channels_app_delivery d
                 WHERE d.topic = ANY(%(topics)s) AND (NOT d.withdrawn OR d.reason = ANY(%(gave_way)s) AND {IS_OPEN})
                   {"AND d.is_page" if pages_only else ""} {"AND NOT d.survives_ack" if keep_forced else ""}
-                  {"" if member is None else "AND d.member_id = %(member)s"} ORDER BY d.id FOR NO KEY UPDATE"""
-    while found := _withdraw(which, {"topics": list(topics), "member": member, "gave_way": GAVE_WAY}, reason[:500], now):
+                  {"AND (d.member_id = %(member)s OR d.topic <> ALL(%(theirs)s))" if theirs else ""} ORDER BY d.id FOR NO KEY UPDATE"""
+    values = {"topics": list(topics), "theirs": list(theirs), "member": member, "gave_way": GAVE_WAY}
+    while found := _withdraw(which, values, reason[:500], now):
         stopped += sum(row[0] == "queued" for row in found)
     return stopped
 

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from django.conf import settings
-from django.db import transaction
 from django.db.models import Count, Q, QuerySet, Sum
 from django.utils.translation import gettext as _
 
@@ -132,45 +131,38 @@ class IncidentDoor(KeyedDoor):
     def visible(self) -> QuerySet[Incident]:
         return Incident.objects.visible_to(self.member)
 
-    def each(self, body: Body, what: Callable[[int, datetime], Any]) -> dict[str, Any]:
-        """Make a move on every named incident, or on none: the error says for which one it cannot be made."""
+    def each(self, body: Body, move: Callable[..., Any], **args: Any) -> dict[str, Any]:
+        """Make a move of lifecycle on every named incident, or on none: the error says for which one it cannot be made."""
         given = dict(zip(body.ids("incident_ids"), body.strings("incident_ids"), strict=True))
-        with transaction.atomic():
-            # All of them before the first is moved, and in the order of ids: whoever moves one holds its runs and deliveries after it.
-            rows = Incident.objects.select_for_update(no_key=True).filter(
-                id__in=self.visible().filter(id__in=given).order_by().values("id")
-            )
-            found = list(rows.order_by("id").values_list("id", flat=True))
-            if missing := [text for pk, text in given.items() if pk not in found]:
-                raise ApiError("ResourceNotFound", _("There is no incident %(id)s.") % {"id": missing[0]})
-            now = db_now()
-            for pk in found:
-                try:
-                    what(pk, now)
-                except lifecycle.Refused as error:
-                    error.message = _("incident %(id)s: %(message)s") % {"id": given[pk], "message": error.message}
-                    raise
+        found = set(self.visible().filter(id__in=given).order_by().values_list("id", flat=True))
+        if missing := [text for pk, text in given.items() if pk not in found]:
+            raise ApiError("ResourceNotFound", _("There is no incident %(id)s.") % {"id": missing[0]})
+        try:
+            move(found, actor=self.member, via="api", now=db_now(), **args)
+        except lifecycle.Refused as error:
+            if error.incident_id in given:
+                error.message = _("incident %(id)s: %(message)s") % {"id": given[error.incident_id], "message": error.message}
+            raise
         return {}
 
 
 @schema.ack
 class Ack(IncidentDoor):
     def answer(self, body: Body) -> Any:
-        return self.each(body, lambda pk, now: lifecycle.acknowledge(pk, actor=self.member, via="api", now=now))
+        return self.each(body, lifecycle.acknowledge_all)
 
 
 @schema.unack
 class Unack(IncidentDoor):
     def answer(self, body: Body) -> Any:
-        return self.each(body, lambda pk, now: lifecycle.unacknowledge(pk, actor=self.member, via="api", now=now))
+        return self.each(body, lifecycle.unacknowledge_all)
 
 
 @schema.resolve
 class Resolve(IncidentDoor):
     def answer(self, body: Body) -> Any:
         texts = {name: text for name in ("root_cause", "resolution") if (text := body.text(name, 1024))}
-
-        return self.each(body, lambda pk, now: lifecycle.close(pk, actor=self.member, via="api", now=now, **texts))
+        return self.each(body, lifecycle.close_all, **texts)
 
 
 @schema.create
