@@ -420,8 +420,8 @@ def _ahead(story: Story, now: datetime) -> None:
             continue
         fires: tuple[plan.Fire, ...] = ("fire", "refire") if layer["max_times"] else ("fire",)
         for fire in fires:
-            event = plan.Page(idx, fire, 0, "first").chosen
-            audiences[idx, fire] = targets.resolve(layer, severity=incident.severity, event=event, told=told, now=now)
+            chosen = plan.Page(idx, fire, 0, "first").chosen
+            audiences[idx, fire] = targets.resolve(layer, severity=incident.severity, events=chosen, told=told, now=now)
         if not audiences[idx, "fire"].to:
             empty.add(idx)
         else:

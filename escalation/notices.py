@@ -50,7 +50,7 @@ def status_notices(told: Sequence[tuple[Incident, str, TimelineEntry]], batch: B
             outbox.To(channel_id=channel, target=target)
             for (channel, target), pages in sorted(groups[incident.id].items())
             if any(
-                use["channel"] == channel and targets.chose(use, event)
+                use["channel"] == channel and targets.chose(use, (event,))
                 for run, layer in pages
                 if run in followed
                 for use in followed[run].layer(layer)["channels"]
@@ -75,7 +75,7 @@ def status_notices(told: Sequence[tuple[Incident, str, TimelineEntry]], batch: B
 def tell_people(batch: Batch, incident: Incident, people: list[int], now: datetime) -> list[outbox.Notice]:
     """A page to responders who were added, by their own preferences; the rule goes on for the others."""
     body = rules.people_body("added", people)
-    audience = targets.resolve(body["layers"][0], severity=incident.severity, event=events.TRIGGERED, told=(), now=now)
+    audience = targets.resolve(body["layers"][0], severity=incident.severity, events=(events.TRIGGERED,), told=(), now=now)
     if audience.missing:
         batch.note(
             incident,

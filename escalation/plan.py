@@ -134,10 +134,13 @@ class Page:
         return "escalated" if later else "triggered"
 
     @property
-    def chosen(self) -> str:
-        """The event that a group of the layer must have chosen to be told: the one by which the layer is told first, for a loop its own. Whoever
-        is told when a layer begins is told as well when it begins again, or when the severity rises, whatever that is called in texts."""
-        return "refire" if self.fire == "refire" else "escalated" if self.layer > 0 else "triggered"
+    def chosen(self) -> frozenset[str]:
+        """The events of which a group of the layer must have chosen one to be told. Whoever is told when a layer begins is told as well when it
+        begins again, or when the severity rises, whatever that is called in texts. A later layer begins with an escalation, and that is its
+        first page."""
+        if self.fire == "refire":
+            return frozenset({"refire"})
+        return frozenset({"triggered", "escalated"} if self.layer > 0 else {"triggered"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,7 @@ def advance(lives: list[Live], batch: Batch) -> None:
             audience = targets.resolve(
                 first.follows.layer(page.layer),
                 severity=first.incident.severity,
-                event=page.chosen,
+                events=page.chosen,
                 told=first.told.until(page.layer),
                 now=now,
             )
@@ -135,7 +135,7 @@ def _reaches(live: Live, layer: int, now: datetime) -> bool:
     """Whether a layer has somebody to tell at its start."""
     chosen = plan.Page(layer, "fire", 0, "loop").chosen
     body, severity = live.follows.layer(layer), live.incident.severity
-    return bool(targets.resolve(body, severity=severity, event=chosen, told=live.told.until(layer), now=now).to)
+    return bool(targets.resolve(body, severity=severity, events=chosen, told=live.told.until(layer), now=now).to)
 
 
 def _number(lives: Sequence[Live], drawn: list[int]) -> None:

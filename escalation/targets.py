@@ -5,7 +5,7 @@ line of `people`: it answers "who, at this instant", which is why `now` is passe
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -105,18 +105,19 @@ def people(layer: Mapping[str, Any], told: Sequence[int], now: datetime) -> list
     return sorted(Member.objects.filter(id__in=ids, is_active=True).values_list("id", flat=True)) if ids else []
 
 
-def wants(use: Mapping[str, Any], severity: str, event: str) -> bool:
-    """Does a group channel of a layer take this severity and this event? Empty lists take all."""
-    return (not use["severities"] or severity in use["severities"]) and chose(use, event)
+def wants(use: Mapping[str, Any], severity: str, events: Collection[str]) -> bool:
+    """Does a group channel of a layer take this severity and one of these events? Empty lists take all."""
+    return (not use["severities"] or severity in use["severities"]) and chose(use, events)
 
 
-def chose(use: Mapping[str, Any], event: str) -> bool:
+def chose(use: Mapping[str, Any], events: Collection[str]) -> bool:
     """As `wants`, of what a group was told already, at a severity that it took."""
-    return not use["events"] or event in use["events"]
+    return not use["events"] or any(event in use["events"] for event in events)
 
 
-def resolve(layer: Mapping[str, Any], *, severity: str, event: str, told: Sequence[int], now: datetime) -> Audience:
-    """Everything a layer tells at `now` about something of this severity. `told`: members told before, for the supervisors."""
+def resolve(layer: Mapping[str, Any], *, severity: str, events: Collection[str], told: Sequence[int], now: datetime) -> Audience:
+    """Everything a layer tells at `now` about something of this severity that goes by any of these events. `told`: members told before, for
+    the supervisors."""
     members = people(layer, told, now)
     to: list[outbox.To] = []
     missing: list[Missing] = []
@@ -135,10 +136,10 @@ def resolve(layer: Mapping[str, Any], *, severity: str, event: str, told: Sequen
     elif layer["supervisors"]:
         missing.append(Missing(gettext_noop("nobody told before has a supervisor who is active")))
     mail, refused = _emails(layer["emails"], now)
-    groups, gone = _groups(layer["channels"], members, severity, event)
+    groups, gone = _groups(layer["channels"], members, severity, events)
     told_now = (*to, *mail, *groups)
     # What groups do not want by their own choice is missed only where nobody else hears of it.
-    unwanted = () if told_now else _unwanted(layer["channels"], severity, event)
+    unwanted = () if told_now else _unwanted(layer["channels"], severity, events)
     return Audience(told_now, tuple(members), (*missing, *refused, *gone, *unwanted))
 
 
@@ -165,9 +166,9 @@ class _Group(NamedTuple):
 
 
 def _groups(
-    uses: Sequence[Mapping[str, Any]], members: Sequence[int], severity: str, event: str
+    uses: Sequence[Mapping[str, Any]], members: Sequence[int], severity: str, events: Collection[str]
 ) -> tuple[tuple[outbox.To, ...], tuple[Missing, ...]]:
-    uses = [use for use in uses if wants(use, severity, event)]
+    uses = [use for use in uses if wants(use, severity, events)]
     if not uses:
         return (), ()
     with planned_once() as cursor:  # once a pass and more, and the rest of a channel is to be decrypted
@@ -187,9 +188,9 @@ def _groups(
     return tuple(to), tuple(missing)
 
 
-def _unwanted(uses: Sequence[Mapping[str, Any]], severity: str, event: str) -> tuple[Missing, ...]:
+def _unwanted(uses: Sequence[Mapping[str, Any]], severity: str, events: Collection[str]) -> tuple[Missing, ...]:
     """The groups that chose not to hear of this, and which of their choices it was."""
-    uses = [use for use in uses if not wants(use, severity, event)]
+    uses = [use for use in uses if not wants(use, severity, events)]
     names = dict(Channel.objects.filter(id__in=[use["channel"] for use in uses]).values_list("id", "name")) if uses else {}
     return tuple(
         Missing(

@@ -336,6 +336,26 @@ def test_what_starts_a_later_layer_again_is_for_the_groups_it_told_first(world):
     world.expect(("#ops", "group", "acknowledged"))
 
 
+def test_a_group_of_a_later_layer_that_chose_first_pages_hears_the_first_page_of_its_layer(world):
+    """Texts call it "escalated": that is no reason to go on to the boss at once."""
+    lee, boss = world.person("Lee"), world.person("Boss")
+    chose = {"events": ["triggered"]}
+    world.rule(layer(lee, escalate_window=5), layer(groups=[(world.group(), chose)], escalate_window=30, max_times=1), layer(boss))
+    world.alert("load")
+    assert [(item.event, item.who) for item in explain.ahead(world.incident(), world.now) if item.what == "page"] == [
+        ("escalated", ()),
+        ("escalated", ("Boss",)),
+    ]
+    world.pass_time(minutes=5)
+    world.expect(("Lee", "app", "triggered"), ("#ops", "group", "escalated"))
+    world.do("snooze", actor=lee, minutes=10)
+    world.pass_time(minutes=10)
+    world.expect(("#ops", "group", "triggered"), at=900)
+    world.pass_time(minutes=30)
+    world.expect(("Boss", "app", "escalated"), at=2700)
+    world.ack()
+
+
 def test_whoever_it_was_assigned_to_cannot_be_reached_within_minutes_so_the_catch_all_is_told(world):
     lee, boss = world.person("Lee"), world.person("Boss")
     world.workspace.catch_all_members.add(boss)
