@@ -430,12 +430,17 @@ def _ahead(story: Story, now: datetime) -> None:
     loud = _loud(audiences.values()) if any(person.quiet for person in people.values()) else set()
     for planned in plan.future(follows.timing, state, facts, now, unreachable_layers=empty):
         page = planned.page
-        if page is None and run is not None and run.kind == Run.Kind.ASSIGN:
-            continue  # assigned directly: nobody comes after them
         if page is None:
-            ends = run is not None and run.kind == Run.Kind.CATCH_ALL
-            text = _("Nobody is left to be told") if ends else _("Nobody has answered: the catch-all is told")
-            story.ahead.append(Next(planned.at, text, planned.layer, planned.what, ""))
+            kind = run.kind if run is not None else Run.Kind.RULE
+            if kind == Run.Kind.ASSIGN and planned.what == "exhausted":
+                continue  # assigned directly: nobody comes after them, if only they could be told
+            if kind == Run.Kind.CATCH_ALL:
+                text = _("Nobody is left to be told")
+            elif planned.what == "unreachable":
+                text = _("Nobody can be reached: the catch-all is told")
+            else:
+                text = _("Nobody has answered: the catch-all is told")
+            story.ahead.append(Next(planned.at, text, planned.layer, "exhausted", ""))
             continue
         audience = audiences[page.layer, page.fire]
         if not audience.to:

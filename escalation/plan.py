@@ -162,7 +162,7 @@ class Planned:
 
     at: datetime
     layer: int
-    what: Literal["page", "exhausted"]
+    what: Literal["page", "exhausted", "unreachable"]  # a page, or how the run ends (Step.end)
     page: Page | None
 
 
@@ -282,7 +282,7 @@ def future(
         if done.page is not None:
             planned.append(Planned(at, done.page.layer, "page", done.page))
         elif done.end in ("exhausted", "unreachable"):
-            planned.append(Planned(at, done.state.layer, "exhausted", None))
+            planned.append(Planned(at, done.state.layer, done.end, None))
         state = done.state
     return planned
 

@@ -5,6 +5,7 @@ import io
 import pytest
 from django.core.management import CommandError, call_command
 
+from channels_app.models import Preference
 from escalation.explain import ahead
 from escalation.ids import hex_id
 from escalation.models import Event
@@ -89,3 +90,21 @@ def test_the_plan_ahead_says_who_will_not_be_reached_and_why(world: World):
     assert "Lee, Kim (cannot be reached: The e-mail address is not verified.)" in escalated.text and escalated.who == ("Lee",)
     world.pass_time(minutes=5)
     world.expect(("Lee", "app", "escalated"))
+
+
+def test_the_plan_ahead_of_a_direct_assignment_ends_with_the_catch_all_where_nobody_can_be_reached(world: World):
+    """Who was told and does not answer is the end of it; who cannot be told when the snooze is over is not."""
+    lee, boss = world.person("Lee"), world.person("Boss")
+    world.workspace.catch_all_members.add(boss)
+    world.rule(layer(boss))
+    world.alert("checkout is down")
+    world.do("assign", member_ids=[lee.id])
+    world.expect(("Boss", "app", "triggered"), DOWN)
+    world.do("snooze", actor=lee, minutes=10)
+    assert world.foretell() == [(600, "triggered", {"Lee"})]
+    Preference.objects.filter(member=lee).update(kind="gone")
+    assert [item.text for item in ahead(world.incident(), world.now)] == ["Nobody can be reached: the catch-all is told"]
+    world.foretell()
+    world.pass_time(minutes=10)
+    world.expect(("Boss", "app", "triggered"), at=600)
+    world.ack()

@@ -641,7 +641,7 @@ def test_the_future_is_what_then_happens(
     said = [(second(p.at), p.page.layer, p.page.fire, p.page.repeat, p.page.why) if p.page else (second(p.at), p.what) for p in planned]
     pages, ends = len(desk.pages), len(desk.ends)
     live(desk, now + 6000, start=now)
-    happened = [*desk.pages[pages:], *((now, "exhausted") for now, end in desk.ends[ends:] if end in SILENT)]
+    happened = [*desk.pages[pages:], *((now, end) for now, end in desk.ends[ends:] if end in SILENT)]
     assert said == happened
 
 
