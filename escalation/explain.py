@@ -418,10 +418,13 @@ def _ahead(story: Story, now: datetime) -> None:
     for idx, layer in enumerate(layers):
         if idx < max(state.layer, 0):
             continue
-        fires: tuple[plan.Fire, ...] = ("fire", "refire") if layer["max_times"] else ("fire",)
+        # Loops are for the same ones, unless a group chose what it wants to hear.
+        choosy = layer["max_times"] and any(use["events"] for use in layer["channels"])
+        fires: tuple[plan.Fire, ...] = ("fire", "refire") if choosy else ("fire",)
         for fire in fires:
             chosen = plan.Page(idx, fire, 0, "first").chosen
             audiences[idx, fire] = targets.resolve(layer, severity=incident.severity, events=chosen, told=told, now=now)
+        audiences.setdefault((idx, "refire"), audiences[idx, "fire"])
         if not audiences[idx, "fire"].to:
             empty.add(idx)
         else:

@@ -4,11 +4,14 @@ import io
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 
 from channels_app.models import Preference
+from escalation import rules
 from escalation.explain import ahead
 from escalation.ids import hex_id
-from escalation.models import Event
+from escalation.models import Event, Layer
 from mapping.models import ContactPoint, Member
 from tests.world import World, layer
 
@@ -108,3 +111,20 @@ def test_the_plan_ahead_of_a_direct_assignment_ends_with_the_catch_all_where_nob
     world.pass_time(minutes=10)
     world.expect(("Boss", "app", "triggered"), at=600)
     world.ack()
+
+
+def test_a_layer_with_loops_is_looked_up_once_for_the_plan_ahead(world: World):
+    """Its loops are for the same people and groups, unless a group chose what it wants to hear."""
+    rule = world.rule(layer(world.person("Lee"), groups=[world.group()], max_times=0))
+    world.alert("once")
+    with CaptureQueriesContext(connection) as once:
+        assert len(ahead(world.incident(), world.now)) == 1
+    world.ack()
+    Layer.objects.update(max_times=2)
+    rules.changed([rule.id])
+    world.alert("three times")
+    with CaptureQueriesContext(connection) as loops:
+        assert len(ahead(world.incident(), world.now)) == 3
+    assert len(loops) == len(once)
+    world.ack()
+    world.fresh()
