@@ -316,14 +316,11 @@ def _ways(wish: _Wish, person: _Person, house: _House) -> list[Target | Missing]
             return [Missing(kind, gettext_noop("The channel of the preference is switched off."))]
         if not _may(channel, person.id, person.teams):
             # Its team, which the person has left, would be given links that act as them: another channel does the same.
-            other = [
-                item
-                for name in dict.fromkeys((kind, family(channel.kind)))
-                for item in _ways(replace(wish, kind=name, channel=None), person, house)
-            ]
-            return [item for item in other if isinstance(item, Target)] or [
-                Missing(kind, gettext_noop("The channel of the preference belongs to a team that the person is not in."))
-            ]
+            for name in dict.fromkeys((kind, family(channel.kind))):
+                other = _ways(replace(wish, kind=name, channel=None), person, house)
+                if any(isinstance(item, Target) for item in other):
+                    return other
+            return [Missing(kind, gettext_noop("The channel of the preference belongs to a team that the person is not in."))]
         if channel.kind not in known:
             return [Missing(kind, gettext_noop("This kind of channel does not exist any more."))]
         if not is_for_people(channel.kind):

@@ -158,6 +158,9 @@ def test_a_preference_names_no_channel_of_a_team_that_the_person_has_left(lee):
     assert "team that the person is not in" in why(ways(lee))
     shared = channel("aliyun_voice")
     assert ways(lee) == [Target(shared.id, CHINA, 30, "aliyun_voice")]
+    # One call, by the vendor that was asked for where there is a channel of it.
+    same = channel("twilio_voice", "shared", position=9)
+    assert ways(lee) == [Target(same.id, CHINA, 30, "twilio_voice")]
 
 
 def test_a_channel_of_one_person_is_listed_for_them_and_chosen_in_no_rule(lee):
