@@ -132,6 +132,12 @@ def test_a_webhook_belongs_to_one_channel(desk: Desk, bot: DingTalkBot):
     assert desk.ask(desk.administrator, "imbot", "dingtalk", channel, set_keyword="alarm").startswith("Accepted")  # it is its own
     Channel.objects.update(status="disabled")
     assert desk.ask(desk.administrator, "imbot", "dingtalk", **typed).startswith("Accepted")
+    # Nor by the way around: one that was saved while it was switched off.
+    second = Channel.objects.create(kind="dingtalk", name="Ours", settings=stored, allowed_hosts=[bot.host], status="disabled")
+    Channel.objects.filter(id=channel.id).update(status="enabled")
+    asked = {"set_keyword": "alarm", "allowed_hosts": bot.host}
+    assert "Another channel writes to this address already" in desk.ask(desk.administrator, "imbot", "dingtalk", second, **asked)
+    assert desk.ask(desk.administrator, "imbot", "dingtalk", second, status="disabled", **asked).startswith("Accepted")
 
 
 def test_who_may_not_configure_a_channel_can_neither_try_nor_read_it(desk: Desk, bot: DingTalkBot):

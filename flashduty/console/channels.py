@@ -321,7 +321,8 @@ class ChannelForm(VisibleForm):
                 self.add_error(PREFIX + name, _("It would be sent to another place than before: enter it again."))
         self.typed = inner.cleaned_data
         kind = self.style.kind
-        is_new = not self.errors and book.place_of(kind, self.typed) != book.place_of(kind, before)
+        # The instance has its old status until this is over. One that was switched off may have had its address taken since.
+        is_new = not self.errors and (self.instance.status != "enabled" or book.place_of(kind, self.typed) != book.place_of(kind, before))
         if is_new and self.cleaned_data.get("status") == "enabled" and book.is_taken(kind, self.typed, besides=self.instance.pk):
             self.add_error(
                 PREFIX + "url",
