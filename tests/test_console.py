@@ -346,6 +346,23 @@ def test_a_secret_does_not_follow_a_secret_address_to_another_place(house: House
     assert answer.status_code == 302
 
 
+def test_a_secret_in_a_form_that_comes_back_is_asked_for_again(house: House):
+    """Saved without it, a signed bot would send unsigned."""
+    client, url = house.client("administrator"), page(ImBot, "add") + "?kind=dingtalk"
+    typed = {"set_url": "https://oapi.dingtalk.com/robot/send?access_token=" + "a" * 64, "set_secret": "SEC" + "b" * 64}
+    typed |= {"proxy": "http://me:hidden@proxy.example.com:3128"}
+    data = {"name": "", "team": "", "status": "enabled", "position": 0, "weight": 0, "limits": "", "allowed_hosts": "", "ca_bundle": ""}
+    answer = client.post(url, data | typed)
+    errors = answer.context["adminform"].form.errors
+    assert errors.keys() == {"name", *typed}
+    assert all("enter it again" in errors[name][0] for name in typed) and answer.content.decode().count("enter it again") == len(typed)
+    assert not any(value in answer.content.decode() for value in typed.values())
+    answer = client.post(url, data | {"set_url": typed["set_url"]})
+    assert answer.context["adminform"].form.errors.keys() == {"name", "set_url"}
+    assert client.post(url, data | typed | {"name": "Signed"}).status_code == 302
+    assert Channel.objects.get(name="Signed").settings["secret"] == typed["set_secret"]
+
+
 def test_a_bot_with_several_chats_is_set_up_and_its_token_stays_at_its_server(house: House):
     token = "6453328900:" + "A" * 35
     client = house.client("manager")

@@ -247,6 +247,12 @@ class ChannelForm(VisibleForm):
         self.instance.settings = self.typed
         return self.instance
 
+    def ask_again(self) -> None:
+        """Of a form that comes back with errors: a secret that was sent with it is not on the page, as nothing shows one; says so beside it."""
+        for name, field in self.fields.items():
+            if isinstance(field.widget, SecretText | SecretArea) and name not in self.errors and self[name].data:
+                self.add_error(name, _("What you typed was not saved and is never shown: enter it again."))
+
     def _offer_fallbacks(self, field: Any) -> None:
         """Families, and what is chosen already; with what happens where nothing is."""
         kept = [kind for kind in self.instance.fallback_kinds or () if isinstance(kind, str)]
@@ -489,6 +495,9 @@ class ChannelAdmin(VisibleAdmin):
     def render_change_form(self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         obj = kwargs.get("obj")
         style = transport.get(self._kind(request, obj))
+        form = context["adminform"].form
+        if form.errors:
+            form.ask_again()
         if obj is not None:
             rows = Delivery.objects.filter(channel=obj.pk, notification__event="test").select_related("member").order_by("-id")
             context["tests"] = rows[:5]
