@@ -1,7 +1,9 @@
 """The console: every page for every role, lists that ask the same number of questions whatever they show, and nothing seen sideways."""
 
+import contextvars
 import json
 import re
+from functools import partial
 from typing import Any
 
 import pytest
@@ -161,10 +163,22 @@ def test_every_model_of_ours_has_a_page():
     assert ours - named == set()
 
 
+def first_of_its_thread(call: Any, *args: Any) -> Any:
+    """Nothing is remembered of a page that the same thread served before."""
+    return contextvars.Context().run(call, *args)
+
+
+def test_a_form_may_be_the_first_page_that_a_thread_serves(house: House):
+    client = house.client("administrator")
+    assert first_of_its_thread(client.get, page(Member, "add")).status_code == 200
+    assert first_of_its_thread(client.post, page(Member, "add"), {"email": "no"}).status_code == 200
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("role", ROLES)
 def test_every_page_opens_or_refuses(house: House, role: str):
     client = house.client(role)
+    client.get = partial(first_of_its_thread, client.get)  # type: ignore[method-assign]
     seen = 0
     for model in MODELS:
         answer = client.get(page(model, "changelist"))
@@ -506,6 +520,28 @@ def test_a_rule_its_layers_and_groups_are_saved_on_one_page_with_a_new_version_a
     assert "minutes until the next layer: 30 → 5" in history and "Stranger" not in history
 
 
+def test_a_new_rule_takes_group_channels_at_once_and_says_which_layers_tell_nobody(house: House):
+    client, url = house.client("manager"), page(EscalationRule, "add")
+    assert "Add another Group channel" in re.sub(r"&quot;.*?&quot;", "", client.get(url).content.decode())
+    old = Workspace.objects.get(team=house.own).escalationrules.get()
+    data = {name: value for name, value in rule_data(old).items() if not name.endswith(("-id", "-rule", "-layer", "-members"))}
+    data |= {"name": "New", "layers-TOTAL_FORMS": 0, "layers-INITIAL_FORMS": 0, "layers-0-channels-INITIAL_FORMS": 0}
+
+    def said(**changes: Any) -> str:
+        answer = client.post(url, data | changes, follow=True)
+        assert answer.redirect_chain, re.findall(r"<li>.*?</li>", answer.content.decode())[:5]
+        return " ".join(str(message) for message in answer.context["messages"])
+
+    assert "The rule has no layer, so it is passed over" in said()
+    assert "passed over" not in said(status="disabled")
+    layers = {"layers-TOTAL_FORMS": 2} | {
+        name.replace("s-0", "s-1", 1): value for name, value in data.items() if name.startswith("layers-0")
+    }
+    words = said(**layers | {"layers-0-idx": "", "layers-1-idx": "", "layers-1-channels-TOTAL_FORMS": 0})
+    assert "Layer 2 names nobody and no group channel: it is skipped." in words and "Layer 1" not in words
+    assert EscalationRule.objects.latest("id").layers.get(idx=0).channels.get().channel_id == old.layers.get().channels.get().channel_id
+
+
 def test_layers_change_places_and_a_removed_one_closes_the_gap(house: House):
     rule = Workspace.objects.get(team=house.own).escalationrules.get()
     first, data = rule.layers.get(), rule_data(rule)
@@ -548,6 +584,12 @@ def test_an_incident_is_handled_from_its_page(house: House):
         return answer
 
     assert press(viewer, "acknowledge").status_code == 403 and incident.progress == "Triggered"
+    # A form with a mistake stays at the button's address: opened again, it is the incident's page, and that is what it looks at for news.
+    mistake = press(client, "snooze", minutes=0)
+    assert mistake.status_code == 422 and f"fetch('{page(Incident, 'change', incident.pk)}'" in mistake.content.decode()
+    assert client.get(reverse("admin:escalation_incident_do", args=[incident.pk, "snooze"]))["Location"] == page(
+        Incident, "change", incident.pk
+    )
     press(client, "acknowledge")
     assert incident.progress == "Processing" and incident.responders.get(acknowledged_at__isnull=False).member == house.people["member"]
     press(client, "unacknowledge")
@@ -691,6 +733,9 @@ def test_pages_speak_the_members_language_and_zone(house: House):
     answer = house.client("member").get(page(Incident, "change", incident.pk))
     assert answer["Content-Language"] == "zh-hans" and "2026-03-02 11:00:00" in answer.content.decode()
     assert "2026-03-02 03:00:00" in house.client("manager").get(page(Incident, "change", incident.pk)).content.decode()
+    # To the second and by 24 hours, where Django would say "3 a.m.".
+    for person, time in (("member", "2026-03-02 11:00:00"), ("manager", "2026-03-02 03:00:00")):
+        assert time in house.client(person).get(page(Incident, "changelist")).content.decode()
 
 
 def test_a_text_is_for_a_family_a_kind_or_a_format_and_each_is_named_once():

@@ -1,7 +1,7 @@
 """Console pages of who must know and when: workspaces, integrations with their push URL, escalation rules with layers and group channels."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from django import forms
@@ -47,6 +47,7 @@ from flashduty.console.base import (
 from flashduty.console.people import ZoneField
 from flashduty.console.templates import template_sets
 from mapping.clock import db_now
+from mapping.visibility import Status
 from templates_app.models import TemplateSet
 
 EVENTS = [
@@ -314,6 +315,10 @@ class LayerForm(VisibleForm):
                 field: Any = self.fields[name]
                 field.choices = [*self.offered, *((kind, addresses.label(kind)) for kind in kept)]
 
+    def has_changed(self) -> bool:
+        """A layer that was added is meant, although all in it stands as it stood at first: it may have nothing but a group channel."""
+        return self.instance.pk is None or super().has_changed()
+
     def clean_emails(self) -> list[str]:
         found = self.cleaned_data["emails"]
         for address in found:
@@ -436,6 +441,17 @@ def _checked(value: Any, problems: list[match.FilterError]) -> Any:
     return value
 
 
+def empty_words(layers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What an operator has to know of a rule whose layers, as `rules.rule_body` has them, tell nobody."""
+    if not layers:
+        return [_("The rule has no layer, so it is passed over: the next rule that matches decides, or the catch-all.")]
+    return [
+        _("Layer %(idx)d names nobody and no group channel: it is skipped.") % {"idx": idx}
+        for idx, layer in enumerate(layers, 1)
+        if not any(layer[who] for who in ("members", "teams", "supervisors", "emails", "channels"))
+    ]
+
+
 @admin.register(EscalationRule)
 class RuleAdmin(VisibleAdmin):
     form = RuleForm
@@ -469,6 +485,10 @@ class RuleAdmin(VisibleAdmin):
         rows = Channel.objects.filter(Channel.for_groups_q(request.user), kind__in=group_kinds()).values_list("pk", "kind")
         context["mentions"] = {str(pk): {"by": list(known[kind].mentions_by), "words": mention_words(known[kind])} for pk, kind in rows}
         return super().render_change_form(request, context, *args, **kwargs)
+
+    def _nested_inline_permissions(self, request: HttpRequest, inline: Any, inline_formset: Any, obj: Any) -> dict[str, bool]:
+        # On the page of a new rule Unfold asks whether the rule that is not saved yet may be changed, which nobody may: its layers had no group channels.
+        return super()._nested_inline_permissions(request, inline, inline_formset, obj if obj is not None and obj.pk else None)
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         chosen = "template_set" if obj is None or self.has_change_permission(request, obj) else "shown_template_set"
@@ -517,8 +537,9 @@ class RuleAdmin(VisibleAdmin):
             if layer.idx != place:
                 Layer.objects.filter(pk=layer.pk).update(idx=place)
         rules.changed([form.instance.pk])
-        lines = [line for layer in reach.unreached_of(form.instance.pk, db_now()) for line in layer or ()]
-        reach.warn(request, lines)
+        layers = rules.current_body(form.instance.pk)["layers"]
+        lines = empty_words(layers) if form.instance.status == Status.ENABLED else []
+        reach.warn(request, [*lines, *(line for layer in reach.unreached_by(layers, db_now()) for line in layer or ())])
 
     def retired(self, rows: Any) -> None:
         rules.changed([row.pk for row in rows])
