@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Final
+from typing import Final, Literal
 
 import phonenumbers
 from django.utils.translation import gettext_noop, pgettext_lazy
@@ -214,6 +214,38 @@ def stand_ins(asked: Collection[tuple[int, int, str, str]], now: datetime) -> di
             resting=waiting[severity],
         )]  # fmt: skip
     return found
+
+
+Backing = Literal["all", "some", "none"]
+
+
+def backing() -> dict[int, Backing]:
+    """For each channel, by its id, whether another one takes over the pages that it cannot deliver: all, some (of those to persons and those to
+    groups only one kind) or none. Which persons have what the other one needs shows only then. One query, and no secret is opened."""
+    rows = list(Channel.objects.only(*FIELDS, "fallback_kinds", "fallback_channel_id").order_by("id"))
+    enabled = [row for row in rows if row.status == "enabled"]
+    groups = {row.id for row in enabled if row.targets}
+    found: dict[int, Backing] = {}
+    for row in rows:
+        style = transport.transports().get(row.kind)
+        if style is None:
+            continue
+        covered: list[bool] = []
+        if style.group and row.owner_id is None and row.targets:
+            covered.append(row.fallback_channel_id in groups)
+        # Where the only address is the group's own, a person is written to only by a channel that belongs to them.
+        if style.person or (style.personal and (row.owner_id is not None or "" not in row.targets)):
+            kinds = row.fallback_kinds if isinstance(row.fallback_kinds, list) else style.fallback_kinds
+            covered.append(any(_stands_in(other, row, kinds) for other in enabled if other.id != row.id))
+        found[row.id] = "all" if covered and all(covered) else "some" if any(covered) else "none"
+    return found
+
+
+def _stands_in(other: Channel, failed: Channel, kinds: Collection[str]) -> bool:
+    if not is_for_people(other.kind) or other.owner_id not in (None, failed.owner_id):
+        return False
+    asked = other.kind in kinds or family(other.kind) in kinds
+    return asked or (has_vendors(failed.kind) and has_vendors(other.kind) and family(other.kind) == family(failed.kind))
 
 
 def kinds_for_people() -> list[str]:

@@ -132,11 +132,18 @@ def channels(_now: datetime) -> Iterator[Finding]:
 def broken(now: datetime) -> Iterator[Finding]:
     """Channels that are left alone because they failed again and again."""
     rows = ChannelHealth.objects.filter(channel__status="enabled", failures__gte=policy.BREAKER_FAILURES).select_related("channel")
+    sentences = {
+        "all": _("Channel “%(name)s” failed %(count)d times in a row, so its pages take the fallback: %(error)s"),
+        "some": _(
+            "Channel “%(name)s” failed %(count)d times in a row; where there is a fallback its pages take it, the others wait: %(error)s"
+        ),
+        "none": _("Channel “%(name)s” failed %(count)d times in a row; it has no fallback, so its pages wait: %(error)s"),
+    }
+    backing = addresses.backing()
     for row in rows.defer("channel__settings", "channel__proxy").order_by("channel__name"):
         yield Finding(
             "error",
-            _("Channel “%(name)s” failed %(count)d times in a row, so its pages take the fallback: %(error)s")
-            % {"name": row.channel.name, "count": row.failures, "error": row.last_error},
+            sentences[backing.get(row.channel_id, "none")] % {"name": row.channel.name, "count": row.failures, "error": row.last_error},
             _("Do what the error says, then send a test from the channel's page; the first success closes the matter."),
         )
 

@@ -136,3 +136,29 @@ def test_many_people_cost_no_query_each(lee, django_assert_max_num_queries):
     members = [Member.objects.create_user(f"m{number}@example.com") for number in range(30)]
     with django_assert_max_num_queries(6):
         assert len(addresses.reach([member.id for member in members], "Critical", NOW)) == 30
+
+
+def test_whether_another_channel_takes_over_pages(lee, monkeypatch, django_assert_num_queries):
+    both = style("both", "account", person=False, personal=True, group=True, fallback_kinds=("sms",), targets=lambda settings: ["chat"])
+    monkeypatch.setitem(transport.transports(), "both", both)
+    spare = channel("room", "spare")
+    made = {
+        "mail": channel("email"),
+        "call": channel("voice", fallback_kinds=["sms"]),
+        "room": channel("room"),
+        "led": channel("room", "led", fallback_channel=spare),
+        "both": channel("both"),
+    }
+
+    def said() -> dict[str, str]:
+        with django_assert_num_queries(1):
+            found = addresses.backing()
+        return {name: found[row.id] for name, row in made.items()}
+
+    assert said() == {"mail": "none", "call": "none", "room": "none", "led": "all", "both": "none"}
+    channel("sms")
+    channel("email", "another vendor")
+    assert said() == {"mail": "all", "call": "all", "room": "none", "led": "all", "both": "some"}
+    Channel.objects.filter(kind__in=("sms", "email")).update(status="disabled")
+    Channel.objects.filter(id=spare.id).update(status="disabled")
+    assert said() == {"mail": "none", "call": "none", "room": "none", "led": "none", "both": "none"}

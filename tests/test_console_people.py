@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 from django.contrib.admin.models import LogEntry
+from django.db import connection
 from django.test import Client, RequestFactory
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.views.defaults import server_error
 
 from channels_app import links
-from channels_app.models import Account, Address, Channel, Delivery, Notification
+from channels_app.models import Account, Address, Channel, ChannelHealth, Delivery, Notification
 from escalation import explain
 from flashduty.console import reach
 from mapping.clock import db_now
@@ -51,6 +53,26 @@ ALI = {
     "access_key_id": "LTAI00000000000000000000", "access_key_secret": "topsecret", "numbers": "+86 571 8888 1234", "template": "TTS_100000000",
     "variables": '{"title": "title"}', "variable_limit": 100, "api_base": "https://dyvmsapi.aliyuncs.com",
 }  # fmt: skip
+
+
+def test_a_failing_channel_says_whether_its_pages_wait(boss, client):
+    def look() -> tuple[str, int]:
+        with CaptureQueriesContext(connection) as asked:
+            page = client.get(reverse("admin:flashduty_classic_changelist")).content.decode()
+        return page, len(asked)
+
+    def fails(name: str) -> None:
+        channel = Channel.objects.create(kind="email", name=name)
+        ChannelHealth.objects.create(channel=channel, failures=9, open_until=db_now(), last_error="refused")
+
+    fails("Mail 1")
+    look()
+    page, asked = look()
+    assert "failing; it has no fallback, so its pages wait: refused" in page and "failing, its pages" not in page
+    fails("Mail 2")
+    fails("Mail 3")
+    page, more = look()
+    assert page.count("failing, its pages take the fallback: refused") == 3 and more == asked
 
 
 def test_a_channels_fallback_is_the_usual_one_or_a_chosen_one_or_none(boss, client):

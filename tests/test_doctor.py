@@ -139,6 +139,9 @@ def test_a_channel_that_failed_again_and_again(sound):
     ChannelHealth.objects.filter(pk=health.pk).update(failures=5)
     (text,) = found(doctor.broken)
     assert "Mail" in text and "refused" in text
+    assert "it has no fallback, so its pages wait" in text
+    Channel.objects.create(kind="email", name="Another")
+    assert "its pages take the fallback" in found(doctor.broken)[0]
 
 
 def test_no_catch_all(sound):

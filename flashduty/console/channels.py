@@ -40,6 +40,7 @@ from flashduty.console.base import (
     VisibleAdmin,
     VisibleForm,
     VisibleRelatedFilter,
+    asking,
     deny_unless,
     log,
 )  # fmt: skip
@@ -595,7 +596,14 @@ class ChannelAdmin(VisibleAdmin):
         if health is None:
             return "new", _("not used yet")
         if health.open_until is not None and health.failures:
-            return "bad", _("failing, its pages take the fallback: %(error)s") % {"error": health.last_error}
+            if "_console_backing" not in (seen := asking().__dict__):  # one query for all rows of the list
+                seen["_console_backing"] = addresses.backing()
+            words = {
+                "all": _("failing, its pages take the fallback: %(error)s"),
+                "some": _("failing; where there is a fallback its pages take it, the others wait: %(error)s"),
+                "none": _("failing; it has no fallback, so its pages wait: %(error)s"),
+            }[seen["_console_backing"].get(channel.pk, "none")]
+            return "bad", words % {"error": health.last_error}
         if health.failures:
             return "bad", _("failed %(count)d times in a row: %(error)s") % {"count": health.failures, "error": health.last_error}
         return "good", _("works")
