@@ -210,6 +210,7 @@ LANGUAGE_CODE = env("LANGUAGE", "en") if env("LANGUAGE", "en") in ("en", "zh-han
 LANGUAGES = [("en", _("English")), ("zh-hans", _("Chinese (simplified)"))]
 LOCALE_PATHS = [BASE_DIR / "flashduty" / "locale"]
 USE_I18N = USE_TZ = True
+FORMAT_MODULE_PATH = "flashduty.formats"
 TIME_ZONE = "UTC"
 
 STATIC_URL = "/static/"

@@ -330,6 +330,10 @@ class VisibleAdmin(ModelAdmin):
 
     # ---- who ----
 
+    def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        _asking.set(request)  # an empty form asks for no rows
+        return super().changeform_view(request, *args, **kwargs)
+
     def get_queryset(self, request: HttpRequest) -> models.QuerySet:
         _asking.set(request)
         rows = super().get_queryset(request)

@@ -12,7 +12,6 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
-from django.views.decorators.http import require_POST
 from unfold.decorators import display
 from unfold.widgets import (
     UnfoldAdminIntegerFieldWidget,
@@ -252,11 +251,13 @@ class IncidentAdmin(MachineAdmin):
         return TemplateResponse(request, "admin/escalation/incident/page.html", context, status=422 if bound else 200)
 
     def get_urls(self) -> list[URLPattern]:
-        view = self.admin_site.admin_view(require_POST(self.press))
+        view = self.admin_site.admin_view(self.press)
         return [path("<int:pk>/do/<str:verb>/", view, name="escalation_incident_do"), *super().get_urls()]
 
     def press(self, request: HttpRequest, pk: int, verb: str) -> HttpResponse:
-        """One button: the verb of lifecycle with what its form asks; a refusal is shown and changes nothing."""
+        """One button: the verb of lifecycle with what its form asks; a refusal is shown and changes nothing. Opened again, it is the incident's page."""
+        if request.method != "POST":
+            return HttpResponseRedirect(reverse("admin:escalation_incident_change", args=[pk]))
         incident = self._incident(request, str(pk))
         deny_unless(may_act(request, incident))
         if verb not in VERBS:
