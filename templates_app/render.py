@@ -3,6 +3,7 @@
 A failure is one error with a sentence for the author and the line it happened in; what to send instead is decided in `choose.py`.
 """
 
+import difflib
 import functools
 import re
 import time
@@ -18,6 +19,7 @@ from templates_app.events import Recipient, addressed, language_of
 from templates_app.formats import format_named
 from templates_app.meter import MAX_OUTPUT, Meter, metered
 from templates_app.samples import SAMPLE_NOW, sample
+from templates_app.sandbox import names_asked
 
 _ENVIRONMENT: Final = helpers.ENVIRONMENT
 _EMPTY_LINES: Final = re.compile(r"\n{3,}")
@@ -25,12 +27,14 @@ _SINGLE_BREAK: Final = re.compile(r"(?<!\n)\n(?!\n)")
 
 
 class TemplateFailed(Exception):
-    """A template that could not be compiled or rendered: `str(error)` is the sentence, `line` counts from 1 (0 = unknown)."""
+    """A template that could not be compiled or rendered: `str(error)` is the sentence, `line` counts from 1 (0 = unknown), `always` says that it
+    fails whatever the data."""
 
-    def __init__(self, text: str, line: int = 0) -> None:
+    def __init__(self, text: str, line: int = 0, *, always: bool = False) -> None:
         super().__init__(_("line %(line)d: %(text)s") % {"line": line, "text": text} if line else text)
         self.text = text
         self.line = line
+        self.always = always
 
 
 def render(
@@ -67,7 +71,7 @@ def compiled(source: str) -> Template:
     found = _compiled(source)
     if isinstance(found, Template):
         return found
-    raise TemplateFailed(*found)
+    raise TemplateFailed(*found, always=True)
 
 
 @functools.lru_cache(256)
@@ -93,10 +97,22 @@ def zone(name: str) -> ZoneInfo:
 def preview(
     source: str, *, fmt: str, language: str = "en", variant: str = "critical", event: str = "triggered", time_zone: str = "UTC"
 ) -> str:
-    """What a template makes of sample data (`samples.VARIANTS`); raises TemplateFailed."""
+    """What a template makes of sample data (`samples.VARIANTS`); raises TemplateFailed, also where it asks for a value that no message has: sent,
+    that would be an empty place in a sentence."""
     person: Recipient = {"name": "李雷" if language_of(language) == "zh-hans" else "Li Lei", "language": language, "time_zone": time_zone}
     context = addressed(sample(language, variant, event), recipient=person, actions_url="https://flashduty.example.com/i/sample/")
-    return render(source, context, fmt=fmt, language=language, time_zone=time_zone, now=SAMPLE_NOW)
+    text = render(source, context, fmt=fmt, language=language, time_zone=time_zone, now=SAMPLE_NOW)
+    for name, line in names_asked(source).items():
+        if name not in context:
+            near = difflib.get_close_matches(name.lower(), context, 1)
+            advice = (
+                _("did you mean %(name)s?") % {"name": near[0]}
+                if near
+                else _("there are: %(names)s") % {"names": ", ".join(sorted(context))}
+            )
+            sentence = _("no message of this event has a value named %(name)s; %(advice)s")
+            raise TemplateFailed(sentence % {"name": name, "advice": advice}, line, always=True)
+    return text
 
 
 def _written(template: Template, context: Mapping[str, Any]) -> str:

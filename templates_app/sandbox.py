@@ -23,6 +23,7 @@ from jinja2 import nodes, pass_context
 from jinja2.exceptions import TemplateAssertionError, TemplateSyntaxError
 from jinja2.ext import Extension
 from jinja2.lexer import Token, TokenStream
+from jinja2.meta import find_undeclared_variables
 from jinja2.runtime import ChainableUndefined, Context, LoopContext, Macro, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
@@ -322,3 +323,14 @@ def _environment() -> Sandbox:
 
 
 ENVIRONMENT: Final = _environment()
+
+
+def names_asked(source: str) -> dict[str, int]:
+    """The values that a template (one that compiles) expects from outside, each with the line in which it asks for it first."""
+    tree = ENVIRONMENT.parse(source)
+    free = find_undeclared_variables(tree) - set(ENVIRONMENT.globals)
+    lines: dict[str, int] = {}
+    for node in tree.find_all(nodes.Name):
+        if node.name in free:
+            lines[node.name] = min(node.lineno, lines.get(node.name, node.lineno))
+    return lines

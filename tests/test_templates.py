@@ -560,6 +560,14 @@ def test_the_check_on_save_names_field_line_and_sample(texts: TemplateSet) -> No
     assert "“bare”" in problems(body="{{ title }}{{ labels.service.upper() }}")["body"][0]
     assert "line 1" in problems(subject="{{ num")["subject"][0]
     assert "empty for every sample" in problems(body="{{ labels.nobody_has_this }}")["body"][0]
+    # What fails whatever the data is not blamed on a sample.
+    assert "“critical”" not in problems(body="a\n{{ oops")["body"][0]
+    found = problems(body="{{ title }}\nsvc={{ Labels.service }}")["body"][0]
+    assert "line 2" in found and "did you mean labels?" in found and "“critical”" not in found
+    assert "there are: " in problems(body="{{ title }}{% if zzz %}x{% endif %}")["body"][0]
+    Template(
+        template_set=texts, event="refire", kind="sms", body="{% set a = num %}{{ a }}{% for b in alerts %}{{ b.title }}{% endfor %}"
+    ).full_clean()
     assert "at most 65536" in problems(body="x" * 70_000)["body"][0]
     Template(template_set=texts, event="closed", kind="email", body="<p>{{ title }}</p>", subject="{{ num }}").full_clean()
 

@@ -152,7 +152,7 @@ def _problem(source: str, fmt: str, language: str, event: str) -> str:
                 advice = gettext(
                     "It was tried with the sample “%(variant)s”. If a value can be missing, ask first: {%% if labels.x %%}…{%% endif %%}."
                 ) % {"variant": variant}
-                return f"{error} {advice}"
+                return str(error) if error.always else f"{error} {advice}"
     return "" if written else gettext("The text is empty for every sample; write something that is always there, such as {{ title }}.")
 
 
