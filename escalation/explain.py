@@ -14,7 +14,8 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_noop, ngettext, pgettext
 
 from channels_app import addresses
-from channels_app.models import Channel, Delivery, Notification
+from channels_app.models import Channel, ChannelHealth, Delivery, Notification
+from channels_app.outbox.recording import KEEPS_FAILING
 from escalation import match, plan, rules, targets
 from escalation.ids import hex_id
 from escalation.models import Event, Incident, Run, TimelineEntry
@@ -109,7 +110,7 @@ def explain(incident: Incident, now: datetime, viewer: Member | None = None) -> 
     entries = list(TimelineEntry.objects.filter(incident=incident).select_related("actor").order_by("id"))
     deliveries = list(
         Delivery.objects.filter(topic=incident.id)
-        .select_related("notification", "channel", "address", "member")
+        .select_related("notification", "channel__health", "address", "member")
         .defer(*Delivery.SEALED)
         .order_by("id")[:2000]
     )
@@ -135,6 +136,8 @@ def explain(incident: Incident, now: datetime, viewer: Member | None = None) -> 
             story.not_told.append(
                 NotTold(delivery.ended_at or delivery.created_at, _who(delivery), _channel(delivery), in_words(delivery.reason))
             )
+        elif _is_late(delivery, now):
+            story.not_told.append(NotTold(delivery.deadline_at, _who(delivery), _channel(delivery), _not_yet(delivery)))
     story.happened += _pages(deliveries)
     story.happened.sort(key=lambda line: line.at)
     _ahead(story, now)
@@ -199,6 +202,34 @@ def _channel(delivery: Delivery) -> str:
     return delivery.channel.name if delivery.member is not None or delivery.address.target else ""
 
 
+def why(delivery: Delivery) -> str:
+    """A delivery's reason in words: of one that waits for a channel that keeps failing, with how it fails, since not everybody may open the
+    channel's page. Select `channel__health` with it."""
+    error = _failing_with(delivery) if delivery.reason == KEEPS_FAILING else ""
+    return (
+        _("its channel keeps failing (%(error)s); it leaves as soon as the channel works again") % {"error": error}
+        if error
+        else in_words(delivery.reason)
+    )
+
+
+def _failing_with(delivery: Delivery) -> str:
+    """What the last failure of its channel was; "" where the channel works."""
+    health: ChannelHealth | None = getattr(delivery.channel, "health", None)
+    return in_words(health.last_error) if health is not None and health.failures else ""
+
+
+def _is_late(delivery: Delivery, now: datetime) -> bool:
+    """Whether a page that should have left by `now` is still on its way."""
+    under_way = delivery.state in (Delivery.State.QUEUED, Delivery.State.SENDING)
+    return under_way and delivery.is_page and not delivery.withdrawn and delivery.deadline_at < now
+
+
+def _not_yet(delivery: Delivery) -> str:
+    reason = why(delivery) or _failing_with(delivery)
+    return _("not told yet: %(reason)s") % {"reason": reason} if reason else _("not told yet")
+
+
 def _told(delivery: Delivery, full: set[int]) -> Told:
     target = delivery.address.target
     notification: Notification = delivery.notification
@@ -210,7 +241,7 @@ def _told(delivery: Delivery, full: set[int]) -> Told:
         channel=_channel(delivery),
         address=target if delivery.member_id in full or not target or target.startswith("member:") else mask(target),
         state=delivery.state,
-        reason=in_words(delivery.reason),
+        reason=why(delivery),
         attempts=delivery.attempts,
         delivery_id=delivery.id,
         sent_at=delivery.sent_at,
@@ -257,7 +288,7 @@ def _pages(deliveries: Sequence[Delivery]) -> list[Line]:
                 "who": _who(delivery),
                 "channel": _channel(delivery),
                 "state": delivery.get_state_display(),
-                "reason": f" ({in_words(delivery.reason)})" if delivery.reason else "",
+                "reason": f" ({why(delivery)})" if delivery.reason else "",
             }
             for delivery in group[:50]
         )

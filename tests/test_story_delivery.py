@@ -1,11 +1,14 @@
 """Stories of delivery: providers that are down, refuse, block or are flooded, read at the provider and never from our own word for it."""
 
 import re
+from datetime import timedelta
 
 import pytest
+from django.urls import reverse
 
 from channels_app import outbox
 from channels_app.models import Channel, Delivery
+from escalation import explain
 from escalation.models import TimelineEntry
 from mapping.models import MappingTable
 from templates_app.models import Template, TemplateSet
@@ -371,3 +374,25 @@ def test_a_bot_that_is_silenced_for_ten_minutes_delays_nobody_and_is_used_again_
         missed = Delivery.objects.filter(channel=group, state="cancelled")
         assert {row.reason for row in missed} == {"a later page about the same takes its place"} and missed.count() == 2
         world.ack()
+
+
+def test_a_page_that_waits_past_its_deadline_is_not_told_yet_and_says_why(world):
+    with Server(Reply(503, "maintenance")) as server:
+        world.rule(layer(groups=[webhook(server)]))
+        for number in range(5):
+            world.alert(f"down {number}")
+        world.alert("checkout is down")
+        assert not explain.explain(world.incident(), world.now).not_told
+        world.pass_time(seconds=70)
+        story = explain.explain(world.incident(), world.now)
+        (late,) = [item for item in story.not_told if item.who == "hook"]
+        assert (
+            late.at == START + timedelta(seconds=60)
+            and late.reason.startswith("not told yet: its channel keeps failing (")
+            and "503" in late.reason
+        )
+        assert story.told[0].reason == late.reason.removeprefix("not told yet: ") and late.reason in explain.as_text(story)
+        reader = world.person("Olga", [])  # who may not open the channel's page
+        world.client.force_login(reader)
+        page = world.client.get(reverse("admin:channels_app_delivery_change", args=[story.told[0].delivery_id]))
+        assert "503" in page.content.decode()

@@ -30,9 +30,7 @@ NETWORK_ALARM: Final = gettext_noop(
 )
 
 # Of a page that waits for such a channel. `exhaust` asks the breaker itself: once it is closed the page is tried again.
-KEEPS_FAILING: Final = gettext_noop(
-    "its channel keeps failing, and the channel's own page says why; it leaves as soon as the channel works again"
-)
+KEEPS_FAILING: Final = gettext_noop("its channel keeps failing; it leaves as soon as the channel works again")
 
 
 def record(holder: str, results: Sequence[Result], now: datetime) -> int:

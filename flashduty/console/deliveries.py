@@ -14,6 +14,7 @@ from unfold.decorators import display
 
 from channels_app import addresses, numbers, outbox
 from channels_app.models import Address, Channel, Delivery, Notification
+from escalation import explain
 from escalation.models import Incident
 from escalation.targets import CANCELLED_BY, in_words
 from flashduty.console import testing
@@ -46,7 +47,7 @@ def shows_in_full(request: HttpRequest, member_id: int | None) -> bool:
 @admin.register(Delivery)
 class DeliveryAdmin(MachineAdmin):
     list_display = ("id", "created_at", "shown_state", "event", "who", "channel_name", "shown_target", "took", "attempts", "shown_reason")
-    list_select_related = ("notification", "channel", "address", "member")
+    list_select_related = ("notification", "channel__health", "address", "member")
     list_filter = ("state", "is_page", ("channel", VisibleRelatedFilter), ("member", VisibleRelatedFilter))
     lookups = ("topic", "channel", "notification", "member")
     search_fields = ("uid", "message_id", "reason")
@@ -92,7 +93,7 @@ class DeliveryAdmin(MachineAdmin):
 
     @display(description=gettext_lazy("reason"), ordering="reason")
     def shown_reason(self, row: Delivery) -> str:
-        return in_words(row.reason)
+        return explain.why(row)
 
     @display(description=gettext_lazy("text"))
     def shown_text(self, row: Delivery) -> str:

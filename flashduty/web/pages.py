@@ -233,6 +233,7 @@ def _page(request: HttpRequest, incident: Incident, member: Member, via: str, no
             incident.alert_count,
             story.happened,
             story.told,
+            story.not_told,
             [item.text for item in story.ahead],
             translation.get_language(),
         )
