@@ -12,7 +12,9 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
+from django.utils.formats import localize
 from django.utils.html import conditional_escape, format_html
+from django.utils.timezone import template_localtime
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, gettext_noop, ngettext
 from django.views.decorators.http import require_POST
@@ -613,9 +615,9 @@ class ChannelAdmin(VisibleAdmin):
         return self.health_state(channel)[1]
 
     @display(description=gettext_lazy("last success"))
-    def last_success(self, channel: Channel) -> Any:
+    def last_success(self, channel: Channel) -> str:
         health: ChannelHealth | None = getattr(channel, "health", None)
-        return health.last_success_at if health else None
+        return localize(template_localtime(health.last_success_at)) if health and health.last_success_at else "-"
 
     @display(description=gettext_lazy("this month"))
     def this_month(self, channel: Channel) -> str:

@@ -129,7 +129,7 @@ def said(place: str, outcome: Receipt | DeliveryError, seconds: float) -> Said:
     details = [took]
     if outcome.left:
         details.append(_("It may have arrived all the same: look before you try again."))
-    if outcome.retry_after:
+    if outcome.retry_after and not outcome.blocked:
         details.append(_("The provider asks to wait %(seconds)d seconds.") % {"seconds": round(outcome.retry_after)})
     if outcome.blocked:
         details.append(_("It takes nothing more for %(seconds)d seconds.") % {"seconds": round(outcome.blocked)})
