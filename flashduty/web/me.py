@@ -5,7 +5,7 @@ Everything here is about the member who is signed in; rows of others are looked 
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar
 from zoneinfo import available_timezones
 
 from django import forms
@@ -64,6 +64,9 @@ class QuietForm(forms.ModelForm):
     class Meta:
         model = Member
         fields = ("quiet_start", "quiet_end", "quiet_days", "quiet_breaks")
+        widgets: ClassVar = {
+            name: forms.TimeInput(format="%H:%M", attrs={"type": "time", "required": True}) for name in ("quiet_start", "quiet_end")
+        }
 
 
 class KeyForm(forms.Form):
@@ -93,7 +96,8 @@ def me(request: HttpRequest) -> HttpResponse:
         except ValidationError as error:
             messages.error(request, " ".join(error.messages))
         else:
-            if shown is not None:  # a new key is seen once, on the answer itself, and stored nowhere to be shown again
+            # A form comes back as it was typed; a new key is seen once, on the answer itself, and stored nowhere to be shown again.
+            if shown is not None:
                 return _page(request, member, now, **shown)
         return HttpResponseRedirect(f"{request.path}#{request.POST.get('at', '')[:20]}")
 
@@ -111,7 +115,8 @@ def _alone(member: Member) -> None:
 def _save_profile(request: HttpRequest, member: Member, now: datetime) -> Done:
     form = ProfileForm(request.POST, instance=member)
     if not form.is_valid():
-        raise Wrong(_errors(form))
+        member.refresh_from_db()  # what is valid of the form stands in it already
+        return {"profile": form}
     form.save()
     with in_words_of(member):
         messages.success(request, _("Saved."))
@@ -124,10 +129,10 @@ def _add_point(request: HttpRequest, member: Member, now: datetime) -> Done:
     if member.contact_points.count() >= MOST_POINTS:
         raise Wrong(_("You have %(most)d numbers and addresses already: remove one first.") % {"most": MOST_POINTS})
     form = PointForm(request.POST, instance=ContactPoint(member=member, position=member.contact_points.count()))
-    if not form.is_valid():
-        raise Wrong(_errors(form))
-    if member.contact_points.filter(kind=form.instance.kind, value=form.instance.value).exists():
-        raise Wrong(_("You have added this one already."))
+    if form.is_valid() and member.contact_points.filter(kind=form.instance.kind, value=form.instance.value).exists():
+        form.add_error("value", _("You have added this one already."))
+    if form.errors:
+        return {"new_point": form}
     point = form.save()
     messages.info(request, _("%(value)s is added. It is not paged until it is verified.") % {"value": point.value})
     return None
@@ -213,7 +218,8 @@ def _save_ways(request: HttpRequest, member: Member, now: datetime) -> Done:
 def _save_quiet(request: HttpRequest, member: Member, now: datetime) -> Done:
     form = QuietForm(request.POST, instance=member)
     if not form.is_valid():
-        raise Wrong(_errors(form))
+        member.refresh_from_db()
+        return {"quiet": form}
     form.save()
     messages.success(request, _("Saved: what happens is written below.") if member.quiet else _("You have no quiet hours."))
     return None
@@ -378,6 +384,10 @@ def _page(request: HttpRequest, member: Member, now: datetime, **shown: Any) -> 
             first.setdefault(point.kind, point)
     bots = accounts.bots(member)
     choices = _choices(member)
+    suggested = "" if any(point.value.lower() == member.email.lower() for point in points) else member.email
+    first_kind = ContactPoint.Kind.EMAIL if suggested else ContactPoint.Kind.PHONE
+    quiet: QuietForm = shown.get("quiet") or QuietForm(instance=member)
+    days, breaks = ({str(value) for value in quiet[name].value() or ()} for name in ("quiet_days", "quiet_breaks"))
     context = {
         "member": member,
         "now": now,
@@ -385,7 +395,7 @@ def _page(request: HttpRequest, member: Member, now: datetime, **shown: Any) -> 
         "waiting_ids": set(waiting.filter(contact_point__in=points).values_list("contact_point_id", flat=True)),
         "first_ids": {point.pk for point in first.values()},
         "point_kinds": ContactPoint.Kind.choices,
-        "suggest_email": "" if any(point.value.lower() == member.email.lower() for point in points) else member.email,
+        "new_point": PointForm(initial={"kind": first_kind, "value": suggested}),
         "numbers": [numbers.shown(number) for number in numbers.calling([member.pk])[member.pk]],
         "accounts": [(account, account.channel.owner_id is not None, addresses.label(account.channel.kind)) for account in linked],
         "waiting_accounts": set(waiting.filter(account__in=linked).values_list("account_id", flat=True)),
@@ -396,12 +406,14 @@ def _page(request: HttpRequest, member: Member, now: datetime, **shown: Any) -> 
         "most_own": accounts.MOST_OWN,
         "severities": [_severity(member, severity, words, now, choices) for severity, words in SEVERITIES],
         "delays": DELAYS,
-        "days": [(day, words, day in member.quiet_days) for day, words in enumerate(wishes.DAYS)],
-        "breaks": [(severity, words, severity in member.quiet_breaks) for severity, words in SEVERITIES],
+        "quiet": quiet,
+        "days": [(day, words, str(day) in days) for day, words in enumerate(wishes.DAYS)],
+        "breaks": [(severity, words, severity in breaks) for severity, words in SEVERITIES],
         "keys": list(member.api_keys.order_by("id")),
         "most_keys": MOST_KEYS,
         "expiries": EXPIRIES,
         "devices": list(member.devices.order_by("id")),
+        "profile": ProfileForm(instance=member),
         "languages": settings.LANGUAGES,
         "zones": sorted(available_timezones()),
         "sandbox": settings.SANDBOX and member.may_use_sandbox,

@@ -47,7 +47,11 @@ class ContactPoint(models.Model):
         self.value = self.value.strip()
         try:
             if self.kind == self.Kind.PHONE:
-                validate_international_phonenumber(self.value)
+                try:
+                    validate_international_phonenumber(self.value)
+                except ValidationError:  # its sentence does not say what is missing
+                    words = _("“%(value)s” is not a phone number: write it with + and the country code, such as +86 138 0013 8000.")
+                    raise ValidationError(words, params={"value": self.value}) from None
                 self.value = str(to_python(self.value))
                 check_region(self.value)
             else:
