@@ -62,6 +62,11 @@
     selects().forEach(say);
   });
   document.addEventListener("formset:added", () => selects().forEach(say));
+  // In a list whose rows are closed a new one begins open: closed it is a line with nothing to type into.
+  document.addEventListener("alpine:init", () => {
+    const added = document.querySelectorAll('.form-group.template[x-data*="openRow"]');
+    added.forEach((row) => row.setAttribute("x-data", "{ openRow: true }"));
+  });
   document.addEventListener("click", (event) => {
     const button = event.target.closest("[data-ask], [data-add]");
     if (button) button.dataset.ask ? ask(button) : add(button);
