@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from django.db.models import QuerySet
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_noop, ngettext, pgettext
 
-from channels_app import addresses
+from channels_app import addresses, policy
 from channels_app.models import Channel, ChannelHealth, Delivery, Notification
 from channels_app.outbox.recording import KEEPS_FAILING
 from escalation import match, plan, rules, targets
@@ -79,8 +80,8 @@ class Next:
 
     at: datetime
     text: str
-    layer_idx: int
-    what: str  # page | exhausted
+    layer_idx: int | None
+    what: str  # page | exhausted | waiting: a message that is made already, and leaves then
     event: str
     who: tuple[str, ...] = ()
 
@@ -108,12 +109,7 @@ def explain(incident: Incident, now: datetime, viewer: Member | None = None) -> 
     """The whole story of `incident` at `now`, with addresses as `viewer` may see them (None: masked)."""
     story = Story(incident, now)
     entries = list(TimelineEntry.objects.filter(incident=incident).select_related("actor").order_by("id"))
-    deliveries = list(
-        Delivery.objects.filter(topic=incident.id)
-        .select_related("notification", "channel__health", "address", "member")
-        .defer(*Delivery.SEALED)
-        .order_by("id")[:2000]
-    )
+    deliveries = list(_deliveries(incident)[:2000])
     names = names_in(entries)
     full = _sees_in_full(viewer, {delivery.member_id for delivery in deliveries if delivery.member_id})
     for entry in entries:
@@ -140,8 +136,13 @@ def explain(incident: Incident, now: datetime, viewer: Member | None = None) -> 
             story.not_told.append(NotTold(delivery.deadline_at, _who(delivery), _channel(delivery), _not_yet(delivery)))
     story.happened += _pages(deliveries)
     story.happened.sort(key=lambda line: line.at)
-    _ahead(story, now)
+    _ahead(story, now, deliveries)
     return story
+
+
+def _deliveries(incident: Incident) -> QuerySet[Delivery]:
+    rows = Delivery.objects.filter(topic=incident.id).select_related("notification", "channel__health", "address", "member")
+    return rows.defer(*Delivery.SEALED).order_by("id")
 
 
 def explain_event(event: Event) -> str:
@@ -202,7 +203,7 @@ def _channel(delivery: Delivery) -> str:
     return delivery.channel.name if delivery.member is not None or delivery.address.target else ""
 
 
-def why(delivery: Delivery) -> str:
+def reason_of(delivery: Delivery) -> str:
     """A delivery's reason in words: of one that waits for a channel that keeps failing, with how it fails, since not everybody may open the
     channel's page. Select `channel__health` with it."""
     error = _failing_with(delivery) if delivery.reason == KEEPS_FAILING else ""
@@ -226,7 +227,7 @@ def _is_late(delivery: Delivery, now: datetime) -> bool:
 
 
 def _not_yet(delivery: Delivery) -> str:
-    reason = why(delivery) or _failing_with(delivery)
+    reason = reason_of(delivery) or _failing_with(delivery)
     return _("not told yet: %(reason)s") % {"reason": reason} if reason else _("not told yet")
 
 
@@ -241,7 +242,7 @@ def _told(delivery: Delivery, full: set[int]) -> Told:
         channel=_channel(delivery),
         address=target if delivery.member_id in full or not target or target.startswith("member:") else mask(target),
         state=delivery.state,
-        reason=why(delivery),
+        reason=reason_of(delivery),
         attempts=delivery.attempts,
         delivery_id=delivery.id,
         sent_at=delivery.sent_at,
@@ -251,6 +252,9 @@ def _told(delivery: Delivery, full: set[int]) -> Told:
         is_call=addresses.family(delivery.channel.kind) == "voice",
     )
 
+
+# Why a message waits whose time has come.
+FOR_THE_PROVIDER = frozenset({KEEPS_FAILING, policy.MONTH_USED_UP, policy.TAKES_NO_MORE})
 
 EVENT_WORDS = {
     "triggered": lambda: _("Paged"),
@@ -288,7 +292,7 @@ def _pages(deliveries: Sequence[Delivery]) -> list[Line]:
                 "who": _who(delivery),
                 "channel": _channel(delivery),
                 "state": delivery.get_state_display(),
-                "reason": f" ({why(delivery)})" if delivery.reason else "",
+                "reason": f" ({reason_of(delivery)})" if delivery.reason else "",
             }
             for delivery in group[:50]
         )
@@ -410,11 +414,40 @@ def _clock(seconds: Any) -> str:
 def ahead(incident: Incident, now: datetime) -> list[Next]:
     """What will happen to `incident` by itself from `now` on, oldest first."""
     story = Story(incident, now)
-    _ahead(story, now)
+    _ahead(story, now, _deliveries(incident).filter(state=Delivery.State.QUEUED, not_before__gt=now)[:2000])
     return story.ahead
 
 
-def _ahead(story: Story, now: datetime) -> None:
+def _ahead(story: Story, now: datetime, deliveries: Iterable[Delivery]) -> None:
+    """What the rule will do, and between it the messages that are made already and leave later, as their people wished."""
+    _planned(story, now)
+    story.ahead = sorted([*story.ahead, *_waiting(deliveries, now)], key=lambda item: item.at)
+
+
+def _waiting(deliveries: Iterable[Delivery], now: datetime) -> list[Next]:
+    """Of `deliveries` the pages that wait for their time: a delay of the person's own, or the end of quiet hours. One line for each instant and
+    way. What waits for a provider is none of them: when it leaves nobody knows."""
+    lines: dict[tuple[datetime, int, str, str], list[Delivery]] = defaultdict(list)
+    for delivery in deliveries:
+        if (
+            (delivery.state, delivery.attempts, delivery.withdrawn) == (Delivery.State.QUEUED, 0, False)
+            and delivery.is_page
+            and delivery.not_before > now
+            and delivery.reason not in FOR_THE_PROVIDER
+        ):
+            lines[delivery.not_before, delivery.channel_id, delivery.notification.event, delivery.reason].append(delivery)
+    found = []
+    for (at, _channel_id, event, reason), group in lines.items():
+        who = pgettext("between channels", ", ").join(dict.fromkeys(_who(delivery) for delivery in group[:50]))
+        text = _("%(who)s by %(channel)s") % {"who": who, "channel": _channel(group[0])} if _channel(group[0]) else who
+        if reason:
+            text = _("%(who)s (%(why)s)") % {"who": text, "why": in_words(reason)}
+        names = tuple(delivery.member.name for delivery in group if delivery.member is not None)
+        found.append(Next(at, text, group[0].notification.layer_idx, "waiting", event, names))
+    return found
+
+
+def _planned(story: Story, now: datetime) -> None:
     incident = story.incident
     run = Run.objects.filter(incident=incident).select_related("snapshot__rule").order_by("-id").first()
     pending = TimelineEntry.objects.filter(incident=incident, handled_at=None).exists()

@@ -7,9 +7,10 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from channels_app.models import Preference
+from channels_app.models import Channel, Preference
 from escalation import rules
-from escalation.explain import ahead
+from escalation.explain import ahead, as_text
+from escalation.explain import explain as whole
 from escalation.ids import hex_id
 from escalation.models import Event, Layer
 from mapping.models import ContactPoint, Member
@@ -128,3 +129,28 @@ def test_a_layer_with_loops_is_looked_up_once_for_the_plan_ahead(world: World):
     assert len(loops) == len(once)
     world.ack()
     world.fresh()
+
+
+def test_the_plan_ahead_names_each_way_that_a_person_wanted_only_later(world: World):
+    olga = world.person("Olga", [("sandbox_email", 30), ("sandbox_sms", 60), ("sandbox_voice", 300)])
+    Channel.objects.filter(kind="sandbox_voice").update(name="voice call")
+    world.rule(layer(olga, escalate_window=4), layer(world.person("Lee"), escalate_window=30))
+    world.alert("checkout is down")
+    assert world.foretell() == [
+        (30, "triggered", {"Olga"}), (60, "triggered", {"Olga"}), (240, "escalated", {"Lee"}), (300, "triggered", {"Olga"}),
+        (2040, "exhausted", set()),
+    ]  # fmt: skip
+    assert [item.text for item in ahead(world.incident(), world.now)] == [
+        "Olga by sandbox_email", "Olga by sandbox_sms", "Layer 2, escalated: Lee", "Olga by voice call",
+        "Nobody has answered: the catch-all is told",
+    ]  # fmt: skip
+    assert "Olga by voice call" in as_text(whole(world.incident(), world.now)).partition("What will happen next")[2]
+    world.pass_time(30)
+    world.expect(("Olga", "email", "triggered"), at=30)
+    world.pass_time(30)
+    world.expect(("Olga", "sms", "triggered"), at=60)
+    world.foretell()
+    world.pass_time(240)
+    world.expect(("Lee", "app", "escalated"), ("Olga", "voice", "triggered"))
+    world.ack()
+    assert ahead(world.incident(), world.now) == []

@@ -232,7 +232,7 @@ class World:
         """What `explain` says now about the story's one incident: (second of the story, event, who).
 
         Every `expect` compares it with who was really paged, until the next move or alert (which make it another story). It knows of
-        persons who are told all at once: no delays of their own, and nothing of groups."""
+        persons only, and of their own delays only where the page is made already: of pages to come, who is told all at once."""
         ahead = explain.ahead(self.incident(), self.now)
         self.promised = [Promise((item.at - START).total_seconds(), item.event or item.what, frozenset(item.who)) for item in ahead]
         return [(item.at, item.event, set(item.who)) for item in self.promised]
@@ -255,7 +255,10 @@ class World:
             if not any(item.event != "exhausted" and item.at >= end.at for item in due + self.promised):
                 came = {key: who for key, who in came.items() if key[0] < end.at}  # whom the catch-all names, nobody foretold
                 self.promised = None
-        said = {(item.at, item.event): set(item.who) for item in due if item.event != "exhausted" and item.who}
+        said: dict[tuple[float, str], set[str]] = {}
+        for item in due:
+            if item.event != "exhausted" and item.who:
+                said.setdefault((item.at, item.event), set()).update(item.who)
         assert came == said, f"\ncame:     {came}\nforetold: {said}"
 
     def silence(self) -> None:

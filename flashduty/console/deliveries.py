@@ -93,7 +93,7 @@ class DeliveryAdmin(MachineAdmin):
 
     @display(description=gettext_lazy("reason"), ordering="reason")
     def shown_reason(self, row: Delivery) -> str:
-        return explain.why(row)
+        return explain.reason_of(row)
 
     @display(description=gettext_lazy("text"))
     def shown_text(self, row: Delivery) -> str:
