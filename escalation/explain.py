@@ -266,6 +266,10 @@ EVENT_WORDS = {
 }
 
 
+# Who acted by the link of a group: stored in English, worded when it is shown. The second where no group's name is known.
+SOMEBODY_IN = gettext_noop("somebody in %(group)s")
+A_GROUP = gettext_noop("a group")
+
 # By what way somebody acted.
 VIA = {
     "console": gettext_noop("console"),
@@ -315,7 +319,7 @@ def sentence(entry: TimelineEntry, names: Mapping[tuple[str, Any], str] | None =
     """A timeline entry as a sentence, in the language that is active."""
     detail: dict[str, Any] = entry.detail
     names = names or {}
-    who = entry.actor.name if entry.actor is not None else str(detail.get("as") or _("The system"))
+    who = entry.actor.name if entry.actor is not None else _nameless(str(detail.get("as") or "")) or _("The system")
     people = pgettext("between channels", ", ").join(names.get(("member", pk), f"#{pk}") for pk in detail.get("person_ids", ()) or ())
     says = {
         "i_new": lambda: (
@@ -326,7 +330,10 @@ def sentence(entry: TimelineEntry, names: Mapping[tuple[str, Any], str] | None =
         "i_a_rspd": lambda: _("%(who)s added responders: %(people)s") % {"who": who, "people": people},
         "i_ack": lambda: _("%(who)s acknowledged (%(via)s)") % {"who": who, "via": _(VIA.get(entry.via, entry.via))},
         "i_unack": lambda: _("%(who)s took the acknowledgement back") % {"who": who},
-        "i_snooze": lambda: _("%(who)s snoozed it for %(minutes)s minutes") % {"who": who, "minutes": detail.get("minutes", "?")},
+        "i_snooze": lambda: (
+            ngettext("%(who)s snoozed it for %(minutes)s minute", "%(who)s snoozed it for %(minutes)s minutes", detail.get("minutes") or 0)
+            % {"who": who, "minutes": detail.get("minutes", "?")}
+        ),
         "i_wake": lambda: _("Its snooze is over") if entry.actor is None else _("%(who)s ended the snooze") % {"who": who},
         "i_escalate": lambda: _("%(who)s escalated it to layer %(idx)s") % {"who": who, "idx": nth(detail.get("layer_idx"))},
         "i_rslv": lambda: {
@@ -358,6 +365,15 @@ def sentence(entry: TimelineEntry, names: Mapping[tuple[str, Any], str] | None =
     if entry.type in field_names:
         return _("%(who)s changed: %(field)s") % {"who": who, "field": field_names[entry.type]}
     return entry.type
+
+
+def _nameless(said: str) -> str:
+    """Who acted without an account, in words: stored in English, as all reasons are. Older rows may have it in another language."""
+    before, after = SOMEBODY_IN.split("%(group)s")
+    if not (said.startswith(before) and said.endswith(after)):
+        return said
+    group = said.removeprefix(before).removesuffix(after)
+    return _(SOMEBODY_IN) % {"group": _(group) if group == A_GROUP else group}
 
 
 def nth(layer_idx: object) -> int | str:
@@ -410,6 +426,9 @@ def _clock(seconds: Any) -> str:
 
 # ---- the future ----------------------------------------------------------------------------------------------------------------------
 
+# Moves after which an incident whose run has ended is paged about again, as soon as the engine has seen them.
+OPENS_AGAIN = frozenset({"i_assign", "i_escalate", "i_r_severity", "i_reopen", "i_unack", "i_wake"})
+
 
 def ahead(incident: Incident, now: datetime) -> list[Next]:
     """What will happen to `incident` by itself from `now` on, oldest first."""
@@ -450,7 +469,7 @@ def _waiting(deliveries: Iterable[Delivery], now: datetime) -> list[Next]:
 def _planned(story: Story, now: datetime) -> None:
     incident = story.incident
     run = Run.objects.filter(incident=incident).select_related("snapshot__rule").order_by("-id").first()
-    pending = TimelineEntry.objects.filter(incident=incident, handled_at=None).exists()
+    pending = set(TimelineEntry.objects.filter(incident=incident, handled_at=None).values_list("type", flat=True))
     facts = plan.Facts(
         incident.progress, incident.snoozed_until if incident.progress == Incident.Progress.PROCESSING else None, incident.status == "Ok"
     )
@@ -468,7 +487,10 @@ def _planned(story: Story, now: datetime) -> None:
         story.rule = run.snapshot.body["name"]
         story.edited_since = rule is not None and rule.version != run.snapshot.version
         if run.ended_at is not None and not (incident.progress == Incident.Progress.PROCESSING and incident.snoozed_until):
-            story.nothing_ahead = _("the escalation has ended: %(reason)s") % {"reason": in_words(run.end_reason)}
+            if pending & OPENS_AGAIN and incident.progress == Incident.Progress.TRIGGERED:
+                story.nothing_ahead = _("the engine is about to take it up again")
+            else:
+                story.nothing_ahead = _("the escalation has ended: %(reason)s") % {"reason": in_words(run.end_reason)}
             return
         state = plan.State.from_json(run.state, run.next_at)
         if run.ended_at is not None and incident.snoozed_until is not None:

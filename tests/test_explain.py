@@ -8,7 +8,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from channels_app.models import Channel, Preference
-from escalation import rules
+from escalation import lifecycle, rules
 from escalation.explain import ahead, as_text
 from escalation.explain import explain as whole
 from escalation.ids import hex_id
@@ -154,3 +154,18 @@ def test_the_plan_ahead_names_each_way_that_a_person_wanted_only_later(world: Wo
     world.expect(("Lee", "app", "escalated"), ("Olga", "voice", "triggered"))
     world.ack()
     assert ahead(world.incident(), world.now) == []
+
+
+def test_a_reopening_that_the_engine_has_not_seen_yet_is_no_end(world: World):
+    lee = world.person("Lee")
+    world.rule(layer(lee))
+    world.alert("checkout is down")
+    world.do("snooze", actor=lee, minutes=1)
+    assert any(line.text == "Lee snoozed it for 1 minute" for line in whole(world.incident(), world.now).happened)
+    world.do("close", actor=lee)
+    assert whole(world.incident(), world.now).nothing_ahead == "the escalation has ended: closed"
+    lifecycle.reopen(world.incident().id, actor=lee, via="api", now=world.now, reason="not yet")
+    assert whole(world.incident(), world.now).nothing_ahead == "the engine is about to take it up again"
+    world.settle()
+    assert ahead(world.incident(), world.now)
+    world.fresh()

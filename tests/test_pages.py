@@ -4,8 +4,10 @@ from datetime import timedelta
 
 import pytest
 from django.test import Client
+from django.utils import translation
 
 from channels_app import links
+from escalation.explain import sentence
 from escalation.ids import hex_id
 from escalation.models import Incident, Run, TimelineEntry
 from mapping.clock import db_now
@@ -293,9 +295,18 @@ def test_the_timeline_names_the_group_that_was_told(world, client):
     world.workspace.group_may_act = True
     world.workspace.save()
     world.alert("db down")
-    client.post(group_path(world.incident()), {"do": "acknowledge"})
+    client.post(group_path(world.incident()), {"do": "acknowledge"}, headers={"Accept-Language": "zh-hans"})
     group = world.channel("sandbox_group").name
-    assert TimelineEntry.objects.get(type="i_ack").detail["as"] == f"somebody in {group}"
+    entry = TimelineEntry.objects.get(type="i_ack")
+    assert (
+        entry.detail["as"] == f"somebody in {group}"
+    )  # whatever language they read it in: whoever reads the timeline has one of their own
+    with translation.override("zh-hans"):
+        assert sentence(entry).startswith(f"{group} 中的某人 ")
+        entry.detail = {"as": "somebody in a group"}
+        assert sentence(entry).startswith("群聊 中的某人 ")
+    entry.detail = {"as": f"{group} 中的某人"}  # as it was stored before
+    assert sentence(entry).startswith(f"{group} 中的某人 ")
     world.settle()
     world.fresh()
 

@@ -28,7 +28,7 @@ from django.views.decorators.http import require_http_methods
 from channels_app import links
 from channels_app.models import Channel, Delivery
 from escalation import lifecycle
-from escalation.explain import Told, explain
+from escalation.explain import A_GROUP, SOMEBODY_IN, Told, explain
 from escalation.ids import hex_id, parse_hex
 from escalation.models import Incident, Run
 from flashduty.web.login import address_of
@@ -314,7 +314,7 @@ def _summary(request: HttpRequest, incident: Incident, now: datetime) -> HttpRes
         try:
             if request.POST.get("do") != "acknowledge":
                 raise lifecycle.Refused("invalid", _("A group can only acknowledge. Sign in to do more."))
-            who = _("somebody in %(group)s") % {"group": _groups_told(incident)}
+            who = SOMEBODY_IN % {"group": _groups_told(incident) or A_GROUP}
             lifecycle.acknowledge(incident.pk, actor=None, via="group", now=now, by=who)
             return HttpResponseRedirect(f"{request.path}?done=acknowledge")
         except lifecycle.Refused as error:
@@ -325,7 +325,7 @@ def _summary(request: HttpRequest, incident: Incident, now: datetime) -> HttpRes
         "now": now,
         "refused": refused,
         "done": _done(incident, request.GET.get("done", ""), None, now) and _("Acknowledged for your group."),
-        "groups": _groups_told(incident),
+        "groups": _groups_told(incident) or _(A_GROUP),
         "focus": "ack" in request.GET,
         "login": _sign_in(request),
     }
@@ -333,6 +333,6 @@ def _summary(request: HttpRequest, incident: Incident, now: datetime) -> HttpRes
 
 
 def _groups_told(incident: Incident) -> str:
-    """The groups that were told of it, by name: one of them holds the link."""
+    """The groups that were told of it, by name: one of them holds the link. "" where none of them is known."""
     told = Delivery.objects.filter(topic=incident.pk, member=None, address__target="").values("channel_id")
-    return " / ".join(Channel.objects.filter(id__in=told).order_by("name").values_list("name", flat=True)) or _("a group")
+    return " / ".join(Channel.objects.filter(id__in=told).order_by("name").values_list("name", flat=True))
