@@ -14,7 +14,7 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.formats import localize
 from django.utils.html import conditional_escape, format_html
-from django.utils.timezone import template_localtime
+from django.utils.timezone import localtime
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, gettext_noop, ngettext
 from django.views.decorators.http import require_POST
@@ -617,7 +617,7 @@ class ChannelAdmin(VisibleAdmin):
     @display(description=gettext_lazy("last success"))
     def last_success(self, channel: Channel) -> str:
         health: ChannelHealth | None = getattr(channel, "health", None)
-        return localize(template_localtime(health.last_success_at)) if health and health.last_success_at else "-"
+        return localize(localtime(health.last_success_at)) if health and health.last_success_at else "-"
 
     @display(description=gettext_lazy("this month"))
     def this_month(self, channel: Channel) -> str:
