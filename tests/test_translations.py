@@ -25,7 +25,7 @@ CHINESE = re.compile("[\u4e00-\u9fff]")
 # Names and signs that are the same in both languages.
 AS_THEY_ARE = {"API", "APP key", "APP keys", "Flashduty", "Id", "URL", "Webhook", "Webhooks", "webhook", "%(who)s: %(comment)s"}
 AS_THEY_ARE |= {"%(occasion)s: %(told)s", ".", "%(who)s: %(state)s%(reason)s", "%(who)s by %(channel)s: %(state)s%(reason)s", ", ", "; "}
-AS_THEY_ARE |= {"%(who)s (%(why)s)", "%(what)s (%(channel)s)", "%(hours)s on %(days)s", "app", "The app"}
+AS_THEY_ARE |= {"%(who)s (%(why)s)", "%(what)s (%(channel)s)", "%(who)s by %(channel)s", "%(hours)s on %(days)s", "app", "The app"}
 # What the vendors' own consoles call their settings, and names.
 AS_THEY_ARE |= {
     "AccessKey ID", "AccessKey secret", "SecretId", "SecretKey", "SdkAppId", "account SID", "auth token", "messaging service SID",
