@@ -243,10 +243,11 @@ class Source:
         """A closed loop: at most `window` alerts posted and not paged yet, so that the product sets the pace."""
         room = asyncio.Semaphore(window)
         provider.told = lambda number: room.release()
-        until = asyncio.get_running_loop().time() + seconds
+        clock = asyncio.get_running_loop().time
+        until = clock() + seconds
 
         async def one() -> None:
-            while True:
+            while clock() < until:  # no time-out ends an acquire that need not wait, and a page may be there before its answer
                 try:
                     async with asyncio.timeout_at(until):
                         await room.acquire()
