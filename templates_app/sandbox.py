@@ -15,6 +15,7 @@ escaped for the format that is rendered (`finalize`); Markup marks what is in th
 that somebody's monitoring sends may never write markup.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
@@ -325,7 +326,8 @@ def _environment() -> Sandbox:
 ENVIRONMENT: Final = _environment()
 
 
-def names_asked(source: str) -> dict[str, int]:
+@functools.lru_cache(256)
+def names_asked(source: str) -> Mapping[str, int]:
     """The values that a template (one that compiles) expects from outside, each with the line in which it asks for it first."""
     tree = ENVIRONMENT.parse(source)
     free = find_undeclared_variables(tree) - set(ENVIRONMENT.globals)

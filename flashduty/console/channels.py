@@ -325,7 +325,7 @@ class ChannelForm(VisibleForm):
             if target is None or target not in self.errors:
                 for line in lines:
                     self.add_error(target, line)
-        for name in set(kept) - self.style.unsent:
+        for name in sorted(set(kept) - self.style.unsent):
             if any((values[place] or "") != (before.get(place) or "") for place in places_of(name, known) - set(kept)):
                 self.add_error(PREFIX + name, _("It would be sent to another place than before: enter it again."))
         self.typed = inner.cleaned_data
