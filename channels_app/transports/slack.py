@@ -217,7 +217,9 @@ def cut(text: str, size: int) -> tuple[str, str]:
     line, _newline, rest = kept.rpartition("\n")
     if line and len(rest) < size // 4:
         return line, text[len(line) + 1 :]
-    kept = _HALF.sub("", kept) or kept
+    whole, kept = kept, _HALF.sub("", kept)
+    if not kept.strip("* "):
+        kept = whole  # one half of a link fills it all: with an open star alone before it, the rest would be what was to be cut, for ever
     words, _space, rest = kept.rpartition(" ")
     if words and len(rest) < size // 10 and "<" not in rest:
         kept = words

@@ -140,6 +140,7 @@ def test_a_cut_breaks_no_markup():
     assert cut("a" * 50 + "&lt;" + "b" * 50, 54) == ("a" * 50, "&lt;" + "b" * 50)
     assert cut("a" * 50 + "<https://example.com/x|words>", 70) == ("a" * 50, "<https://example.com/x|words>")
     assert cut("*" + "a" * 50 + "*", 40) == ("*" + "a" * 38 + "*", "*" + "a" * 12 + "*")
+    assert cut("*<" + "a" * 50, 40) == ("*<" + "a" * 37 + "*", "*" + "a" * 13)
     assert cut("first line is long enough to stay\nsec", 36) == ("first line is long enough to stay", "sec")
 
 
